@@ -1,0 +1,48 @@
+# Everything a fresh machine needs: Python >= 3.11 and make.
+#   make demo    install into .venv and run the main job on synthetic tissue -> demo/report.html
+#   make test    install the development extras and run every notebook and test
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lab docs sync readme clean
+
+demo: .venv/.installed
+	$(BIN)/hx_demo
+
+test: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python -m pytest -q tests
+
+lab: .venv/.dev
+	$(BIN)/jupyter lab nbs
+
+# with Quarto where it is installed, else by smalldocs; the site is in _docs
+docs: .venv/.dev
+	if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else $(BIN)/nbdev_proc_nbs && $(BIN)/nbdev_sidebar && cp nbs/sidebar.yml nbs/_quarto.yml nbs/styles.css _proc/ && cd _proc && ../$(BIN)/smalldocs render; fi
+
+# notebooks -> module and README, notebooks without their metadata
+sync: .venv/.dev
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(MAKE) readme
+
+readme: .venv/.dev
+	$(BIN)/python -m nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](figures/#](nbs/figures/#g' > .README.tmp && mv .README.tmp README.md
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; make PYTHON=/path/to/python3.12 ..."'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	touch $@
+
+# torch and torchvision come from the same place, in one command: a mixed pair does not import
+.venv/.installed: .venv/.python settings.ini setup.py
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+.venv/.dev: .venv/.installed
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv _proc _docs demo

@@ -1,0 +1,25 @@
+"""Small synthetic data that several tests share."""
+import os, shutil
+from pathlib import Path
+import pytest, torch
+from histoxplaining.classifier import train_classifier
+from histoxplaining.synthetic import write_folder
+from histoxplaining.tiles import TileStore
+
+
+@pytest.fixture(scope='session')
+def tiny(tmp_path_factory):
+    "A folder of 60 tiles at 16 px, their store and a classifier."
+    root = tmp_path_factory.mktemp('tiny')
+    write_folder(root/'tiles', 60, 16, seed=0)
+    store = TileStore.create(root/'tiles', root/'tiles.lmdb', size=16, val=.2)
+    train_classifier(store, arch='resnet10t', pretrained=False, epochs=1).save(root/'classifier.safetensors')
+    return root
+
+
+@pytest.fixture(scope='session')
+def shared():
+    "The folder with real tiles, or a skip that says so."
+    p = Path(os.environ.get('HX_SHARED', Path(__file__).parent.parent.parent/'shared'))
+    if not (p/'data'/'colon').exists(): pytest.skip(f'no real tiles at {p} (set HX_SHARED)')
+    return p

@@ -1,0 +1,51 @@
+"""The plan of the house: one notebook, one module; imports never run back up the numbers; nothing is executed from a file."""
+import ast, json, re
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+ROOM = {nb.stem.split('_', 1)[1]: int(nb.stem[:2]) for nb in NOTEBOOKS}
+
+
+def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
+
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
+def test_imports_never_run_back_up(nb):
+    name = nb.stem.split('_', 1)[1]
+    tree = ast.parse((ROOT/'histoxplaining'/f'{name}.py').read_text(encoding='utf-8'))
+    used = {n.module.split('.')[-1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and (n.level or n.module.startswith('histoxplaining'))}
+    late = {u for u in used if ROOM[u] >= ROOM[name]}
+    assert not late, f'{nb.name} imports from rooms that come after it: {late}'
+
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_executed_and_shows_something(nb):
+    code = [c for c in cells(nb) if c['cell_type'] == 'code']
+    outputs = [o for c in code for o in c['outputs']]
+    assert not [o for o in outputs if o['output_type'] == 'error']
+    assert outputs, f'{nb.name} stores no output: the site would show nothing'
+    big = [len(d) for o in outputs for k, d in o.get('data', {}).items() if k == 'image/png' and len(d) > 400_000]
+    assert not big, f'{nb.name} stores pictures of {big} base64 characters'
+
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
+def test_public_functions_say_what_they_do(nb):
+    name = nb.stem.split('_', 1)[1]
+    tree = ast.parse((ROOT/'histoxplaining'/f'{name}.py').read_text(encoding='utf-8'))
+    mute = [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_') and not ast.get_docstring(n)]
+    assert not mute, f'no docstring: {mute}'
+
+
+def test_every_torch_load_is_weights_only():
+    for p in (ROOT/'histoxplaining').glob('*.py'):
+        for n in ast.walk(ast.parse(p.read_text(encoding='utf-8'))):
+            if isinstance(n, ast.Call) and ast.unparse(n.func) == 'torch.load':
+                assert any(k.arg == 'weights_only' and getattr(k.value, 'value', None) is True for k in n.keywords), f'{p.name}:{n.lineno}'
+
+
+def test_no_machine_paths():
+    texts = [p for pat in ('nbs/*.ipynb', 'histoxplaining/*.py', 'tests/*.py', '*.md', 'Makefile', 'settings.ini') for p in ROOT.glob(pat)]
+    found = [(p.name, m) for p in texts if p != Path(__file__) for m in re.findall(r'(?:/home/|/root/|/work/|/Users/)[\w.]+', p.read_text(encoding='utf-8'))]
+    assert not found
