@@ -64,11 +64,12 @@ def hx_classifier(
     epochs:int=6,           # at most
     batch:int=64,           # tiles per step
     lr:float=1e-3,          # highest learning rate
+    patience:int=2,         # epochs without improvement before it stops
     seed:int=0,             # of everything random
 ):
     "Train the classifier that will be explained, and print its report card beside what colour alone reaches."
     with user_errors():
-        clf = train_classifier(TileStore(store), arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr, seed=seed,
+        clf = train_classifier(TileStore(store), arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr, patience=patience, seed=seed,
                                callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, held out: NLL {r['val_nll']:.3f}, accuracy {r['val_accuracy']:.3f}"))
         clf.save(out)
         print(report_card(clf.report['val'], clf.report['rgb']), f"\ntemperature {clf.temperature:.2f}, {clf.report['seconds']:.0f} s -> {out}")
@@ -90,7 +91,7 @@ def continued(given:dict, ckpt):
     state = RunDir(p).latest() if p.is_dir() else load_state(p)
     if state is None: raise HxError(f'{p}: no checkpoint that can be read')
     old = {k: v for k, v in state['config'].items() if k in {f.name for f in fields(TrainConfig)}}
-    by_arch = ('disc', 'noise', 'mixing', 'ae_kimg') if given.get('arch', old['arch']) != old['arch'] else ()
+    by_arch = ('disc', 'noise', 'mixing', 'ae_kimg', 'pl_weight') if given.get('arch', old['arch']) != old['arch'] else ()
     cfg = TrainConfig(**{**{k: v for k, v in old.items() if k not in by_arch}, **given})
     if 'kimg' not in given and state['nimg'] >= old['kimg'] * 1000: cfg = replace(cfg, kimg=state['nimg'] / 1000 + old['kimg'])
     return cfg
@@ -204,7 +205,7 @@ def hx_demo(
             hx_tiles(str(write_folder(out/'tiles', tiles, size, seed=seed)), str(store), size=size, val=.1)
         if not clf.exists():
             say('training a classifier')
-            hx_classifier(str(store), str(clf), arch='resnet10t', scratch=True, seed=seed)
+            hx_classifier(str(store), str(clf), arch='test_resnet', scratch=True, epochs=12, lr=3e-3, patience=12, seed=seed)
         done = RunDir(run).latest() if run.exists() else None
         if done is None or done['nimg'] < kimg * 1000:
             say(f'training StyleEx for {kimg:g} thousand images')

@@ -10,7 +10,7 @@ __all__ = ['HxError', 'DataError', 'CheckpointError', 'atomic_write', 'write_jso
 import contextlib, hashlib, json, os, shutil, tempfile
 from pathlib import Path
 import numpy as np, torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 # %% ../nbs/00_files.ipynb #9f5fbe9f
 class HxError(ValueError): "Bad input: says what was expected, what was found and what to do."
@@ -75,14 +75,7 @@ def save_tensors(
 ):
     "Write tensors as safetensors, atomically; `meta` is stored as JSON in the header."
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.parent/f'.{path.name}.{os.getpid()}.tmp'
-    try:
-        save_file(tensors, tmp, metadata={'hx': json.dumps(meta or {})})
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
-    _sync_dir(path.parent)
+    with atomic_write(path) as f: f.write(save(tensors, metadata={'hx': json.dumps(meta or {})}))
 
 def load_meta(path)->dict:
     "The `meta` that `save_tensors` put into a file's header."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'STAINS', 'INK', 'PAPER', 'ACCENT', 'CLASS_COLOURS', 'to_uint8', 'from_uint8',
-           'read_image', 'write_png', 'png_bytes', 'resize', 'resize_batch', 'optical_density', 'hed', 'from_hed',
-           'style', 'grid', 'show']
+           'read_image', 'write_png', 'png_bytes', 'resize', 'resize_batch', 'dihedral', 'optical_density', 'hed',
+           'from_hed', 'style', 'grid', 'show']
 
 # %% ../nbs/01_images.ipynb #1b930e69
 import io, math, warnings
@@ -96,6 +96,15 @@ def resize_batch(
     "Antialiased bilinear resize inside a network: differentiable, and the identity when the size fits."
     if x.shape[-1] == size and x.shape[-2] == size: return x
     return F.interpolate(x, (size, size), mode='bilinear', align_corners=False, antialias=x.shape[-1] > size)
+
+# %% ../nbs/01_images.ipynb #e9df4dff
+def dihedral(
+    x:torch.Tensor,   # [..., H, W], H == W
+    k:int,            # 0..7: k % 4 quarter turns, then mirrored if k >= 4
+)->torch.Tensor:
+    "One of the eight dihedral views."
+    x = x.rot90(k % 4, (-2, -1))
+    return x.flip(-1) if k >= 4 else x
 
 # %% ../nbs/01_images.ipynb #6e989b56
 STAINS = torch.tensor([[.650, .704, .286],    # haematoxylin

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['g_nonsaturating', 'd_logistic', 'g_hinge', 'd_hinge', 'r1_penalty', 'path_lengths', 'path_length_penalty',
-           'alexnet_weights', 'LPIPS', 'Lite0Distance', 'perceptual', 'sliced_wasserstein', 'classifier_kl']
+           'coarse_l1', 'alexnet_weights', 'LPIPS', 'Lite0Distance', 'perceptual', 'sliced_wasserstein',
+           'classifier_kl']
 
 # %% ../nbs/12_losses.ipynb #4d140735
 import math
@@ -68,6 +69,14 @@ def path_length_penalty(
     "`(mean (length - a)^2, new a)`; weight the first by `pl_weight`."
     a = mean.lerp(lengths.mean(), decay)
     return (lengths - a).square().mean(), a.detach()
+
+# %% ../nbs/12_losses.ipynb #ac7abb5c
+def coarse_l1(
+    x:torch.Tensor, y:torch.Tensor, # [N, 3, H, W]
+    cell:int=4,                     # side of the averaged squares
+)->torch.Tensor:
+    "Mean absolute difference of local averages."
+    return (F.avg_pool2d(x, cell) - F.avg_pool2d(y, cell)).abs().mean()
 
 # %% ../nbs/12_losses.ipynb #a3c32390
 def alexnet_weights(path=None):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'DISCS', 'TrainConfig', 'resolve', 'TrainState', 'latents', 'noise_inputs', 'synthesise', 'generator_terms',
-           'balanced', 'discriminator_terms', 'path_length_step', 'minimise', 'update_ema', 'train_step', 'sample_grid',
-           'reconstruct', 'validate', 'train']
+           'balanced', 'discriminator_terms', 'path_length_step', 'minimise', 'update_ema', 'train_step', 'align_w',
+           'sample_grid', 'reconstruct', 'validate', 'train']
 
 # %% ../nbs/13_training.ipynb #4be4cb09
 import copy, json, math, sys, time
@@ -21,7 +21,7 @@ from .classifier import Classifier
 from .networks import Discriminator, Encoder, Generator, ProjectedDiscriminator
 from .augment import light, random_view
 from .checkpoints import RunDir, load_state, save_model
-from .losses import (classifier_kl, d_hinge, d_logistic, g_hinge, g_nonsaturating, path_length_penalty, path_lengths, perceptual, r1_penalty, sliced_wasserstein)
+from .losses import (classifier_kl, coarse_l1, d_hinge, d_logistic, g_hinge, g_nonsaturating, path_length_penalty, path_lengths, perceptual, r1_penalty, sliced_wasserstein)
 
 # %% ../nbs/13_training.ipynb #edf3026b
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrainConfig:
     "Every setting of a training run. `None` means: decided by `arch` or size in `resolve`."
     data:str = ''                  # tile store
     arch:str = 'StyleEx'           # 'StyleEx', 'stylegan2' or 'autoencoder'
-    disc:str|None = None           # 'stylegan2', 'projected' or 'both'; StyleEx: both, stylegan2: stylegan2
+    disc:str|None = None           # 'stylegan2', 'projected' or 'both'; StyleEx: projected, stylegan2: stylegan2
     cgan:bool = True               # condition on classes
     kimg:float = 1000              # length in thousands of real images
     batch:int = 16                 # images per step
@@ -46,22 +46,23 @@ class TrainConfig:
     p_lr:float = .002              # of the projected discriminator's heads
     e_clip:float = 1.              # gradient norm of the encoder is clipped to this
     encode_share:float = .5        # share of a StyleEx batch that is encoded tiles
-    ae_kimg:float|None = None      # autoencoder first: no adversary for so long. StyleEx: a third of kimg, at most 50
+    ae_kimg:float|None = None      # autoencoder first: no adversary for so long. StyleEx: a fifth of kimg, at most 50
     warm_kimg:float|None = None    # the condition is blended in over so long after that; None: a tenth of kimg, at most 100
     feat_drop:float = 1/3          # share of encoded tiles whose layout code is dropped
-    l1_weight:float = 5.           # reconstruction, pixels
+    l1_weight:float = 1.           # reconstruction, pixels
+    coarse_weight:float = 5.       # reconstruction, 4x4 averages
     perceptual_weight:float = 1.   # reconstruction, features
     perceptual:str = 'auto'        # 'lpips', 'lite0', 'auto'
     adv_weight:float = .5          # plain discriminator's term       } share of the pixel gradient, relative
-    proj_weight:float = .5         # projected discriminator's term   } to the reconstruction's
-    kl_weight:float = .2           # classifier's term, after its ramp }
+    proj_weight:float = 1.         # projected discriminator's term   } to the reconstruction's
+    kl_weight:float = .5           # classifier's term, after its ramp }
     kl_ramp:float = 1/3            # share of the run over which it is ramped in
     w_weight:float = .1            # encoder inverts generator
     prior_weight:float = .5        # codes of tiles are distributed like mapped ones
     w_every:int = 4                # ... evaluated every so many steps
     r1_gamma:float|None = None     # R1 weight; None: 0.0002 size^2 / batch
     r1_every:int = 16              # lazy R1
-    pl_weight:float = 2.           # path length weight; 0: off
+    pl_weight:float|None = None    # path length weight; 0: off. stylegan2: 2, else 0
     pl_every:int = 4               # lazy path length
     ema_kimg:float|None = None     # half life of the moving averages; None: 10 batch / 32
     ema_ramp:float = .05           # ... or this share of the run so far, if shorter
@@ -84,8 +85,8 @@ def resolve(
     if cfg.batch < 2: raise HxError(f'batch {cfg.batch}: expected 2 or more')
     if cfg.batch > 4 and cfg.batch % 4: raise HxError(f'batch {cfg.batch}: expected a multiple of 4 (groups of the minibatch deviation)')
     plain, enc = cfg.arch == 'stylegan2', cfg.arch != 'stylegan2'
-    filled = dict(size=size, disc='stylegan2' if plain else 'both', feat_channels=16 if enc else 0, noise=plain, mixing=.9 if plain else 0.,
-        ae_kimg=min(cfg.kimg / 3, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100), r1_gamma=.0002 * size**2 / cfg.batch,
+    filled = dict(size=size, disc='stylegan2' if plain else 'projected', feat_channels=16 if enc else 0, noise=plain, mixing=.9 if plain else 0., pl_weight=2. if plain else 0.,
+        ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100), r1_gamma=.0002 * size**2 / cfg.batch,
         ema_kimg=cfg.batch * 10 / 32, proj_res=min(2 * size, 224), snap_kimg=min(cfg.kimg / 10, 50))
     cfg = replace(cfg, **{k: v for k, v in filled.items() if getattr(cfg, k) is None})
     return replace(cfg, device=('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device)
@@ -194,9 +195,10 @@ def generator_terms(st, cfg, clf, dist, x, c, real_logits, idx, adversarial):
         t['g_proj'] = g_hinge(st.P.logits(fk['feats'], c))
     if n:
         t['l1'] = (img[:n] - x[:n]).abs().mean()
+        t['coarse'] = coarse_l1(img[:n], x[:n])
         t['perceptual'] = dist(img[:n], x[:n]).mean()
         if clf is not None:
-            t['kl'] = classifier_kl(clf(random_view(img[:n], cfg.seed, 'view', idx[:n])), real_logits[:n])
+            t['kl'] = classifier_kl(clf(random_view(img[:n], cfg.seed, 'view', idx[:n])) / clf.temperature, real_logits[:n] / clf.temperature)
         if cfg.prior_weight: t['prior'] = sliced_wasserstein(fk['w'][:n, 0], fk['mapped'], torch.randn(st.G.w_dim, 64, generator=stream(cfg.seed, 'lines', idx[0])).to(img))
         if cfg.w_weight and n < len(x) and st.nimg // cfg.batch % cfg.w_every == 0:
             t['w'] = (st.E(img[n:].detach())[:, 0] - fk['w'][n:, 0].detach()).abs().mean()
@@ -206,7 +208,7 @@ def balanced(st, cfg, terms, fk):
     "One loss from the terms on the pictures, each pulling on the pixels with its share (Esser et al., *Taming transformers*, CVPR 2021, eq. 7, at the picture)."
     img, n = fk['img'], fk['n']
     grads = {k: torch.autograd.grad(v, img, retain_graph=True)[0] for k, v in terms.items() if k not in ('w', 'prior')}
-    pull = sum(w * grads[k] for k, w in (('l1', cfg.l1_weight), ('perceptual', cfg.perceptual_weight)) if k in grads)
+    pull = sum(w * grads[k] for k, w in (('l1', cfg.l1_weight), ('coarse', cfg.coarse_weight), ('perceptual', cfg.perceptual_weight)) if k in grads)
     if n:
         for k, g in [('rec', pull)] + [(k, g) for k, g in grads.items() if k in ('g_adv', 'g_proj', 'kl')]:
             now = g[:n].norm().item()
@@ -288,6 +290,41 @@ def train_step(st, cfg, clf, dist, x, y):
     st.nimg += len(x)
     update_ema(st, cfg)
     return {k: v.detach() for k, v in terms.items()}
+
+# %% ../nbs/13_training.ipynb #273a7fd5
+def _moments(w):
+    "Mean and covariance in float64, and the matrix square root of the latter with its inverse (small eigenvalues are lifted to 1e-3 of the mean)."
+    mean, S = w.mean(0), torch.cov(w.T)
+    val, vec = torch.linalg.eigh(S)
+    root = val.clamp_min(1e-3 * val.mean()).sqrt()
+    return mean, (vec * root) @ vec.T, (vec / root) @ vec.T
+
+@torch.no_grad()
+def align_w(
+    st:TrainState,         # networks, averages, optimisers: changed in place
+    cfg:TrainConfig,       # resolved
+    tiles:torch.Tensor,    # [n, 3, size, size] training tiles
+    clf,                   # the classifier, for the class vectors of mapped samples
+):
+    "Change the basis of W so that encoded tiles have the mean and covariance of mapped samples; reconstructions stay what they were."
+    enc = torch.cat([st.E(b)[:, 0] for b in tiles.split(64)]).double()
+    c = torch.cat([(clf(b) / clf.temperature).softmax(1) for b in tiles.split(64)]) if cfg.cgan else None
+    mapped = st.G.mapping(draw((st.G.z_dim,), cfg.seed, 'align', range(len(tiles))).to(tiles), c)[:, 0].double()
+    (m_e, _, inv_e), (m_u, root_u, _) = _moments(enc), _moments(mapped)
+    T = root_u @ inv_e
+    t, back = m_u - T @ m_e, torch.linalg.inv(T)
+    for G, E in ((st.G, st.E), (st.ema['G'], st.ema['E'])):
+        out = E.b4.out
+        out.weight.copy_(T @ out.weight.double())
+        out.bias.copy_(T @ out.bias.double() + t)
+        for name, _ in G.synthesis.layers:
+            a = G.synthesis.get_submodule(name).affine
+            new = a.weight.double() @ back
+            a.bias.sub_((a.weight_gain * new @ t).to(a.bias))
+            a.weight.copy_(new)
+    changed = [*st.E.b4.out.parameters(), *(p for name, _ in st.G.synthesis.layers for p in st.G.synthesis.get_submodule(name).affine.parameters())]
+    for opt in st.opts.values():
+        for p in changed: opt.state.pop(p, None)                       # Adam's moments were in the old basis
 
 # %% ../nbs/13_training.ipynb #45602899
 @torch.no_grad()
@@ -383,6 +420,8 @@ def train(
     bar = progress_bar(steps) if not quiet and (IN_NOTEBOOK or sys.stdout.isatty()) else steps
     if st.nimg == 0: _snapshot(run, st, cfg, clf, dist, store, held)
     for _ in bar:
+        if cfg.arch == 'StyleEx' and cfg.ae_kimg and st.nimg >= cfg.ae_kimg * 1000 > st.nimg - cfg.batch:
+            align_w(st, cfg, store.train.tensors(torch.randperm(len(store.train), generator=stream(cfg.seed, 'align'))[:2048].tolist())[0].to(cfg.device), clf)
         x, y = next(batches)
         for k, v in train_step(st, cfg, clf, dist, x.to(cfg.device), y.to(cfg.device)).items():
             sums[k] += v; count[k] += 1
