@@ -37,11 +37,15 @@ def load_state(
 class RunDir:
     "A folder of one training run."
     def __init__(self,
-        path,               # the folder; created if it is not there
+        path,               # the folder; `create` makes it
         keep:int=2,         # how many states are kept
     ):
         self.path, self.keep = Path(path), keep
-        for d in ('', 'samples', 'state'): (self.path/d).mkdir(parents=True, exist_ok=True)
+
+    def create(self):
+        "Make the folder, if it is not there."
+        for d in ('samples', 'state'): (self.path/d).mkdir(parents=True, exist_ok=True)
+        return self
 
     @classmethod
     def new(cls, root='runs'):
@@ -49,7 +53,7 @@ class RunDir:
         root = Path(root); root.mkdir(parents=True, exist_ok=True)
         n = max((int(p.name) for p in root.iterdir() if re.fullmatch(r'\d{3,}', p.name)), default=-1) + 1
         while True:
-            try: (root/f'{n:03d}').mkdir(); return cls(root/f'{n:03d}')
+            try: (root/f'{n:03d}').mkdir(); return cls(root/f'{n:03d}').create()
             except FileExistsError: n += 1
 
     def __repr__(self): return f'RunDir({str(self.path)!r}, {len(self.states())} states)'
@@ -63,9 +67,9 @@ class RunDir:
         return sorted((self.path/'state').glob('[0-9]*.pt'))
 
     def save(self, state:dict):
-        "Write a state named after its image count, then remove the oldest ones beyond `keep`."
+        "Write a state named after its image count, then remove the oldest ones beyond `keep`, and what a killed process left half-written."
         save_state(self.path/'state'/f"{state['nimg']:09d}.pt", state)
-        for old in self.states()[:-self.keep]: old.unlink()
+        for old in [*self.states()[:-self.keep], *(self.path/'state').glob('.*.tmp')]: old.unlink()
 
     def latest(self):
         "The newest state that can be read; a damaged one is skipped with a line that names it. None when there is none."
@@ -87,7 +91,9 @@ class RunDir:
         return rows
 
     def rewind(self, nimg:int):
-        "Forget what was logged after `nimg`: those images are going to be seen again."
+        "Forget what was logged and saved after `nimg`: those images are going to be seen again, perhaps with other settings."
+        for p in self.states():
+            if int(p.stem) > nimg: p.unlink()
         rows = self.read_log(nimg)
         with atomic_write(self.path/'log.jsonl', 'w') as f: f.writelines(json.dumps(r) + '\n' for r in rows)
 
@@ -105,6 +111,7 @@ def save_model(
     "Write a model folder beside its place, then move it there: what existed stays until the new one is complete."
     folder = Path(folder)
     tmp, old = (folder.with_name(f'.{folder.name}.{os.getpid()}.{s}') for s in ('tmp', 'old'))
+    shutil.rmtree(tmp, ignore_errors=True)
     try:
         for name, net in (('generator', G), ('encoder', E)):
             if net is None: continue
@@ -115,11 +122,14 @@ def save_model(
         if folder.exists(): folder.rename(old)
         tmp.rename(folder)
     finally:
+        if old.exists() and not folder.exists(): old.rename(folder)
         for p in (tmp, old): shutil.rmtree(p, ignore_errors=True)
 
 def load_network(cls, path):
     "Build a network of class `cls` from a weights file that carries its arguments."
-    net = cls(**load_meta(path))
+    init = load_meta(path)
+    if 'size' not in init: raise CheckpointError(f'{path}: does not say what network it belongs to')
+    net = cls(**init)
     try: net.load_state_dict({k: v.float() for k, v in load_tensors(path).items()})
     except RuntimeError as e: raise CheckpointError(f'{path}: the weights do not fit the network they describe ({str(e).splitlines()[-1].strip()})') from None
     return net.eval().requires_grad_(False)

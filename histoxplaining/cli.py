@@ -10,17 +10,18 @@ import json, sys, time
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
 from fastcore.script import Param, call_parse, store_true
-from .files import HxError, read_json
-from .images import SUFFIXES
+from .files import HxError
+from .images import SUFFIXES, to_uint8
 from .synthetic import write_folder
 from .tiles import TileStore
 from .classifier import Classifier, report_card, train_classifier
 from .checkpoints import RunDir, load_state
 from .training import TrainConfig, train
-from .explainer import Explainer
-from .counterfactual import explain, summarise
+from .explainer import Explainer, as_batch
+from .latents import class_direction
+from .counterfactual import decisions, explain, summarise
 from .report import write_report
 
 # %% ../nbs/20_cli.ipynb #7ed4ae35
@@ -69,6 +70,7 @@ def hx_classifier(
 ):
     "Train the classifier that will be explained, and print its report card beside what colour alone reaches."
     with user_errors():
+        if Path(out).suffix != '.safetensors': raise HxError(f'{out}: expected a file name that ends in .safetensors')
         clf = train_classifier(TileStore(store), arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr, patience=patience, seed=seed,
                                callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, held out: NLL {r['val_nll']:.3f}, accuracy {r['val_accuracy']:.3f}"))
         clf.save(out)
@@ -91,8 +93,11 @@ def continued(given:dict, ckpt):
     state = RunDir(p).latest() if p.is_dir() else load_state(p)
     if state is None: raise HxError(f'{p}: no checkpoint that can be read')
     old = {k: v for k, v in state['config'].items() if k in {f.name for f in fields(TrainConfig)}}
-    by_arch = ('disc', 'noise', 'mixing', 'ae_kimg', 'pl_weight') if given.get('arch', old['arch']) != old['arch'] else ()
-    cfg = TrainConfig(**{**{k: v for k, v in old.items() if k not in by_arch}, **given})
+    other = given.get('arch', old['arch']) != old['arch']
+    drop = ('device', *(('disc', 'noise', 'mixing', 'ae_kimg', 'warm_kimg', 'pl_weight') if other else ()))
+    cfg = TrainConfig(**{**{k: v for k, v in old.items() if k not in drop}, **given})
+    if other and cfg.arch == 'StyleEx' and 'ae_kimg' not in given:       # an encoder that is there needs no time of its own; a new one does
+        cfg = replace(cfg, ae_kimg=state['nimg'] / 1000 + (0 if old['arch'] == 'autoencoder' else cfg.kimg / 5))
     if 'kimg' not in given and state['nimg'] >= old['kimg'] * 1000: cfg = replace(cfg, kimg=state['nimg'] / 1000 + old['kimg'])
     return cfg
 
@@ -146,7 +151,7 @@ def _pictures(paths, explainer, n):
     if paths:
         files = [f for p in map(Path, paths) for f in (sorted(q for q in p.rglob('*') if q.suffix.lower() in SUFFIXES) if p.is_dir() else [p])]
         return files[:n] if n else files, [f.name for f in files]
-    val = TileStore(explainer.card['data']).val
+    val = explainer.store().val
     per = [np.flatnonzero(val.labels == k) for k in range(len(val.classes))]
     pick = sorted(int(i) for v in per for i in v[np.linspace(0, len(v) - 1, min(len(v), max((n or 100) // len(per), 1))).astype(int)]) if len(val) else []
     if not pick: raise HxError(f"{explainer.card['data']}: no held-out tiles; name pictures to explain")
@@ -170,14 +175,15 @@ def hx_explain(
         ex = Explainer.from_run(run, device) if (Path(run)/'model').is_dir() else Explainer.load(run, device)
         imgs, names = _pictures(images, ex, n)
         holds = () if hold == 'none' else tuple(hold.split(','))
-        explain(ex, imgs[:1], target, p=p, hold=holds)                    # finds the directions, which are the model's and not a picture's cost
+        _, sources, targets = decisions(ex, to_uint8(as_batch(imgs, ex.size)[0]), target)
+        for s, t in sorted({(s, t) for s, t in zip(sources, targets) if s != t}): class_direction(ex, s, t, holds)   # the model's cost, not a picture's
         cfs = explain(ex, imgs, target, p=p, hold=holds)
         for c, name in zip(cfs, names): c.name = str(name)
         s = summarise(cfs)
-        shown = _spread(cfs, cards)
-        if frames: shown = [replace(c, **{k: getattr(f, k) for k in ('frames', 'frame_steps', 'frame_p')}) for c, f in
+        shown = _spread(cfs, max(cards, 1))
+        if frames > 1: shown = [replace(c, **{k: getattr(f, k) for k in ('frames', 'frame_steps', 'frame_p')}) for c, f in
                             zip(shown, explain(ex, np.stack([c.original for c in shown]), target, p=p, hold=holds, frames=frames))]
-        write_report(shown, out, title='What would have to look different?', summary={
+        write_report(cfs, out, cards=shown, title='What would have to look different?', summary={
             'model': f"{ex.card['name']}, {ex.card['arch']}, {ex.size} px, {ex.card['nimg'] / 1000:.1f} thousand images", 'classes': ', '.join(ex.classes),
             'explained': f"{s['n']} pictures, {len(shown)} of them shown", 'flipped': f"{s['flipped']} of {s['n']} to p ≥ {p:g}", 'held': ', '.join(holds) or 'nothing'})
         print(json.dumps(s | {'report': str(out)}))
@@ -192,7 +198,7 @@ def hx_demo(
     out:str='demo',         # folder to work in
     size:int=32,            # side of the tiles
     tiles:int=2000,         # how many are drawn
-    kimg:float=8,           # training length in thousands of images
+    kimg:float=12,          # training length in thousands of images
     seed:int=0,             # of everything random
 ):
     "Synthetic tissue, store, classifier, a small StyleEx and a report, in a few minutes. Run twice, it only does what is missing."

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, torch
 from .files import CheckpointError, DataError, HxError, load_tensors, save_tensors, stream
 from .images import from_uint8, read_image, resize, to_uint8
-from .checkpoints import RunDir, load_model, save_model
+from .checkpoints import RunDir, load_model
 from .tiles import TileStore
 
 # %% ../nbs/14_explainer.ipynb #7b1fb7bf
@@ -30,7 +30,9 @@ def as_batch(
     arrays, names = [], []
     for i, im in enumerate(images):
         names.append(Path(im).name if isinstance(im, (str, Path)) else f'tile {i}')
-        arrays.append(resize(read_image(im) if isinstance(im, (str, Path)) else np.asarray(im), size))
+        a = read_image(im) if isinstance(im, (str, Path)) else np.asarray(im)
+        if a.dtype != np.uint8 or a.ndim != 3 or a.shape[2] != 3: raise DataError(f'{names[-1]}: expected uint8 [H, W, 3], found {a.dtype} {list(a.shape)}')
+        arrays.append(resize(a, size))
     if not arrays: raise DataError('no pictures')
     return from_uint8(np.stack(arrays)), names
 
@@ -92,8 +94,14 @@ class Explainer:
         "From a run folder (or `RunDir`): its newest model, with a reference sample from the run's own training tiles if it has none yet."
         run = run if isinstance(run, RunDir) else RunDir(run)
         self = cls.load(run.model, device)
-        if self.reference is None: self.refer(TileStore(self.card['data']).train).save_reference()
+        if self.reference is None: self.refer(self.store().train).save_reference()
         return self
+
+    def store(self):
+        "The tile store the model was trained on. Raises `DataError` when it is not the same any more."
+        store = TileStore(self.card['data'])
+        if store.hash != self.card['data_hash']: raise DataError(f"{self.card['data']}: has changed since the model was trained on it; its held-out tiles may be training tiles now")
+        return store
 
     def save_reference(self):
         "Keep the reference sample beside the model it belongs to."
@@ -115,6 +123,7 @@ class Explainer:
             w, feat = self.encode(x)
             ws.append(w[:, 0].cpu()); logits.append(self.classify(x).cpu()); labels.append(y)
             if feat is not None: feats.append(feat.cpu())
+        self.directions.clear()
         self.reference = Reference(torch.cat(ws), torch.cat(feats) if feats else None, torch.cat(logits), torch.cat(labels))
         return self
 
@@ -126,13 +135,16 @@ class Explainer:
     @torch.no_grad()
     def mapping(self,
         seeds,                 # one z per seed
-        label=None,            # class name or index; None: no class
+        label=None,            # class name or index; None: the classifier's opinion of some reference tile, drawn by the seed
         truncation_psi:float=1., # < 1: closer to the average tissue
     ):
         "w of seeds: `[N, num_ws, w_dim]`."
         z = torch.stack([torch.randn(self.G.z_dim, generator=torch.Generator().manual_seed(int(s))) for s in seeds]).to(self.device)
         c = None
-        if label is not None and self.G.c_dim: c = torch.eye(self.G.c_dim, device=self.device)[[self.class_index(label)] * len(z)]
+        if label is None and self.G.c_dim and self.reference is not None:
+            opinions = (self.reference.logits / self.classifier.temperature).softmax(1)
+            c = torch.stack([opinions[int(torch.randint(len(opinions), (1,), generator=stream(int(s), 'opinion')))] for s in seeds]).to(self.device)
+        elif label is not None and self.G.c_dim: c = torch.eye(self.G.c_dim, device=self.device)[[self.class_index(label)] * len(z)]
         return self.G.mapping(z, c, truncation_psi)
 
     def generate(self, w, feat=None):

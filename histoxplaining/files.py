@@ -7,9 +7,9 @@ __all__ = ['HxError', 'DataError', 'CheckpointError', 'atomic_write', 'write_jso
            'load_meta', 'load_tensors', 'find_weights', 'stream_seed', 'stream', 'draw']
 
 # %% ../nbs/00_files.ipynb #31d2b98d
-import contextlib, hashlib, json, os, shutil, tempfile
+import contextlib, hashlib, json, os, tempfile
 from pathlib import Path
-import numpy as np, torch
+import torch
 from safetensors.torch import load_file, save
 
 # %% ../nbs/00_files.ipynb #9f5fbe9f
@@ -56,6 +56,7 @@ def read_json(
     path,            # file to read
 ):
     "Read JSON; a damaged file raises `CheckpointError` that names it."
+    if not Path(path).is_file(): raise CheckpointError(f'{path}: no such file')
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise CheckpointError(f'{path}: not valid JSON ({e})') from None
 
@@ -80,6 +81,7 @@ def save_tensors(
 def load_meta(path)->dict:
     "The `meta` that `save_tensors` put into a file's header."
     from safetensors import safe_open, SafetensorError
+    if not Path(path).is_file(): raise CheckpointError(f'{path}: no such file')
     try:
         with safe_open(path, 'pt') as f: return json.loads((f.metadata() or {}).get('hx', '{}'))
     except SafetensorError as e: raise CheckpointError(f'{path}: not a whole safetensors file ({e})') from None

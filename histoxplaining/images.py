@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
-from .files import DataError
+from .files import DataError, atomic_write
 
 # %% ../nbs/01_images.ipynb #38381e7c
 def to_uint8(
@@ -64,7 +64,6 @@ def write_png(
     img:np.ndarray,       # uint8 [H, W, 3]
 ):
     "Write a picture as PNG, atomically."
-    from histoxplaining.files import atomic_write
     with atomic_write(path) as f: f.write(png_bytes(img))
 
 def png_bytes(

@@ -6,7 +6,7 @@
 __all__ = ['HOLDS', 'STRIDE', 'Direction', 'mean_gradient', 'steepest', 'class_direction']
 
 # %% ../nbs/15_latents.ipynb #e4bf1c0b
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import torch
 from .files import HxError
 from .images import hed
@@ -69,7 +69,7 @@ def class_direction(
     for h in hold:
         if h not in HOLDS: raise HxError(f"hold '{h}': expected some of {', '.join(HOLDS)}")
     s, t = explainer.class_index(source), explainer.class_index(target)
-    key = (s, t, hold)
+    key = (s, t, hold, n, rounds)
     if classifier is None and key in explainer.directions: return explainer.directions[key]
     ref = explainer.reference
     if ref is None: raise HxError('this model has no reference sample: call explainer.refer(store.train) first')
@@ -77,14 +77,13 @@ def class_direction(
     pick = margin.argsort(descending=True)[:max(int((margin > 0).sum()), 32)][:n]          # at least the 32 tiles that are nearest to the source
     w, feat = ref.w[pick].to(explainer.device), None if ref.feat is None else ref.feat[pick].to(explainer.device)
     diff = lambda img: (lambda l: l[:, t] - l[:, s])(explainer.classify(img, classifier))
-    cov, path, slopes = ref.covariance(), [w], []
+    cov, path = ref.covariance(), [w]
     for _ in range(rounds):
         at, f = torch.cat(path), None if feat is None else torch.cat([feat] * len(path))
         g = mean_gradient(explainer, at, f, diff).cpu()
         R = [mean_gradient(explainer, at, f, fn).cpu() for h in hold for fn in HOLDS[h].values()]
         d = steepest(g, cov, torch.stack(R, 1) if R else None)
-        slopes.append(float(g @ d))
         path = [w + k * STRIDE * d.to(w) for k in range(len(path) + 1)]
-    out = Direction(f'{explainer.classes[s]} to {explainer.classes[t]}', d, 'w', hold, slopes[-1])
+    out = Direction(f'{explainer.classes[s]} to {explainer.classes[t]}', d, 'w', hold, float(g @ d))
     if classifier is None: explainer.directions[key] = out
     return out

@@ -116,7 +116,7 @@ class MinibatchStd(nn.Module):
 
     def forward(self, x):
         N, C, H, W = x.shape
-        G = math.gcd(N, self.group_size) if N % self.group_size else self.group_size
+        G = next(g for g in range(min(N, self.group_size), 0, -1) if N % g == 0)
         y = x.float().reshape(G, N // G, C, H, W)
         y = (y.var(0, unbiased=False) + 1e-8).sqrt().mean([1, 2, 3])       # [N/G]
         return torch.cat([x, y.repeat(G).view(N, 1, 1, 1).expand(-1, 1, H, W).to(x.dtype)], dim=1)

@@ -11,7 +11,7 @@ __all__ = ['g_nonsaturating', 'd_logistic', 'g_hinge', 'd_hinge', 'r1_penalty', 
 import math
 import torch, torch.nn as nn
 import torch.nn.functional as F
-from .files import CheckpointError, find_weights, load_tensors
+from .files import CheckpointError, HxError, find_weights, load_tensors
 from .classifier import backbone
 
 # %% ../nbs/12_losses.ipynb #80eceddc
@@ -100,7 +100,9 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def train(self, mode=True): return super().train(False)
-    def forward(self, x, y): return self.net(x, y).flatten()
+    def forward(self, x, y):
+        if x.shape[-1] < 32: x, y = (F.interpolate(v, (32, 32), mode='bilinear', align_corners=False) for v in (x, y))   # AlexNet's smallest picture
+        return self.net(x, y).flatten()
 
 class Lite0Distance(nn.Module):
     "LPIPS's distance without learned weights, on four stages of EfficientNet-Lite0: `[N]`."
@@ -117,8 +119,10 @@ def perceptual(
     kind:str='auto',   # 'lpips', 'lite0', or 'auto': LPIPS where AlexNet's weights are found
 )->nn.Module:
     "A perceptual distance `(x, y) -> [N]`, frozen."
+    kinds = {'lpips': LPIPS, 'lite0': Lite0Distance}
     if kind == 'auto': kind = 'lpips' if alexnet_weights() else 'lite0'
-    return {'lpips': LPIPS, 'lite0': Lite0Distance}[kind]()
+    if kind not in kinds: raise HxError(f"perceptual '{kind}': expected one of auto, {', '.join(kinds)}")
+    return kinds[kind]()
 
 # %% ../nbs/12_losses.ipynb #af35bad0
 def sliced_wasserstein(

@@ -7,7 +7,7 @@ __all__ = ['channels', 'Mapping', 'SynthesisLayer', 'ToRGB', 'Block', 'Synthesis
            'Discriminator', 'Encoder', 'ProjectedHead', 'ProjectedDiscriminator']
 
 # %% ../nbs/07_networks.ipynb #a8a391bd
-import math, re
+import math
 import torch, torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm

@@ -23,6 +23,7 @@ def p_text(p:float)->str:
     if not math.isfinite(p): return '–'
     return '>0.99' if p > .99 else '<0.01' if p < .01 else f'{p:.2f}'
 
+def _time(s:float)->str: return '–' if not math.isfinite(s) else f'{s:.1f} s' if s >= 1 else f'{1000 * s:.0f} ms'
 def _size(s:float)->str: return f'{s:.2f} s.d.' if math.isfinite(s) else '–'
 def _signed(v:float)->str: return '–' if not math.isfinite(v) else '0.00' if abs(v) < .005 else f'{v:+.2f}'.replace('-', '−')
 def _short(s:str, n:int)->str: return s if len(s) <= n else s[:n - 1] + '…'
@@ -278,7 +279,7 @@ def _facts(cf)->dict:
     h, w = cf.reconstruction.shape[:2]
     shift = {k: _signed(cf.stain_shift.get(k, math.nan)) for k in 'HE'}
     return {'size at p = 0.5': _size(cf.p_half), 'haematoxylin (OD)': shift['H'], 'eosin (OD)': shift['E'],
-            'area changed': f'{cf.area:.0%}' if math.isfinite(cf.area) else '–', 'tile': f'{w} × {h} px', 'time': f'{cf.seconds:.1f} s'}
+            'area changed': f'{cf.area:.0%}' if math.isfinite(cf.area) else '–', 'tile': f'{w} × {h} px', 'time': _time(cf.seconds)}
 
 def _class(cf, name:str)->str: return f'<span class="cls"><i style="background:{_colour(cf, name)}"></i>{escape(name)}</span>'
 
@@ -308,9 +309,9 @@ def _numbers(cfs)->str:
     ok = [c for c in cfs if c.success]
     stain = [abs(v) for c in ok for v in c.stain_shift.values()]
     big = {'cases': f'{len(cfs)}', 'flipped': f'{len(ok)} of {len(cfs)}', 'median size of the edit': _size(_median(c.step for c in ok)), 'median shift of a stain': f'{_median(stain):.2f} OD' if ok else '–',
-           'median area changed': f'{_median(c.area for c in ok):.0%}' if ok else '–', 'median time per case': f'{_median(c.seconds for c in cfs):.1f} s'}
+           'median area changed': f'{_median(c.area for c in ok):.0%}' if ok else '–', 'median time per case': _time(_median(c.seconds for c in cfs))}
     tiles = ''.join(f'<div><dd>{v}</dd><dt>{k}</dt></div>' for k, v in big.items())
-    why = ''.join(f'<li>{n} × {escape(r)}</li>' for r, n in Counter(c.reason or 'no reason given' for c in cfs if not c.success).most_common())
+    why = ''.join(f'<li>{n} × {escape(r)}</li>' for r, n in Counter(c.reason.split(' (')[0] or 'no reason given' for c in cfs if not c.success).most_common())
     return f'<dl class="big">{tiles}</dl>' + (f'<p>Abstained:</p><ul>{why}</ul>' if why else '')
 
 def _table(rows, head=())->str:
@@ -428,14 +429,16 @@ def write_report(
     title:str='Counterfactual explanations',  # of the document
     summary:dict|None=None,  # facts about model and data: label -> value
     notes:str='',            # plain text; an empty line starts a new paragraph
+    cards:list|None=None,    # the explanations shown in full; default: all. Numbers and table are of all
 )->Path:
     "Write explanations as one self-contained HTML file and return its path. Raises `HxError` for an empty list."
     cfs = _cases(cfs, 'write_report')
-    limit = colour_limit(cfs)
+    cards = cfs if cards is None else _cases(cards, 'write_report')
+    limit = colour_limit(cards)
     paragraphs = ''.join(f'<p class="note">{escape(t.strip())}</p>' for t in notes.split('\n\n') if t.strip())
     page = _PAGE.substitute(title=escape(title), question=escape(_question(cfs)), css=_CSS, js=_JS, hash=base64.b64encode(hashlib.sha256(_JS.encode()).digest()).decode(),
         numbers=_numbers(cfs), summary=f'<h2>Model and data</h2><div class="summary">{_table(summary.items())}</div>' if summary else '',
         notes=f'<h2>Notes</h2>{paragraphs}' if paragraphs else '', limit=f'{limit:g}', clear=f'{CLEAR * limit:g}', bar=_img(_uri(png_bytes(scale_bar())), 'colour scale from blue over grey to orange'),
-        cards=''.join(_card(c, i, limit) for i, c in enumerate(cfs, 1)), table=_all_numbers(cfs))
+        cards=''.join(_card(c, i, limit) for i, c in enumerate(cards, 1)), table=_all_numbers(cfs))
     with atomic_write(path, 'w') as f: f.write(page)
     return Path(path)

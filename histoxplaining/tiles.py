@@ -260,9 +260,13 @@ def split(self:TileStore)->tuple:
     return self.subset(np.flatnonzero(~held), 'train'), self.subset(np.flatnonzero(held), 'val')
 
 @patch(as_prop=True)
-def train(self:TileStore): return self.split()[0]
+def train(self:TileStore):
+    "The view of the tiles to learn from."
+    return self.split()[0]
 @patch(as_prop=True)
-def val(self:TileStore): return self.split()[1]
+def val(self:TileStore):
+    "The view of the tiles held out."
+    return self.split()[1]
 
 @patch
 def tensors(self:TileStore,

@@ -8,9 +8,9 @@ __all__ = ['ARCHS', 'DISCS', 'TrainConfig', 'resolve', 'TrainState', 'latents', 
            'sample_grid', 'reconstruct', 'validate', 'train']
 
 # %% ../nbs/13_training.ipynb #4be4cb09
-import copy, json, math, sys, time
+import copy, math, sys, time
 from collections import defaultdict
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
@@ -21,7 +21,7 @@ from .classifier import Classifier
 from .networks import Discriminator, Encoder, Generator, ProjectedDiscriminator
 from .augment import light, random_view
 from .checkpoints import RunDir, load_state, save_model
-from .losses import (classifier_kl, coarse_l1, d_hinge, d_logistic, g_hinge, g_nonsaturating, path_length_penalty, path_lengths, perceptual, r1_penalty, sliced_wasserstein)
+from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logistic, g_hinge, g_nonsaturating, path_length_penalty, path_lengths, perceptual, r1_penalty, sliced_wasserstein)
 
 # %% ../nbs/13_training.ipynb #edf3026b
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class TrainConfig:
     ae_kimg:float|None = None      # autoencoder first: no adversary for so long. StyleEx: a fifth of kimg, at most 50
     warm_kimg:float|None = None    # the condition is blended in over so long after that; None: a tenth of kimg, at most 100
     feat_drop:float = 1/3          # share of encoded tiles whose layout code is dropped
+    feat_swap:float = 1/4          # share that get another tile's layout code
     l1_weight:float = 1.           # reconstruction, pixels
     coarse_weight:float = 5.       # reconstruction, 4x4 averages
     perceptual_weight:float = 1.   # reconstruction, features
@@ -89,7 +90,10 @@ def resolve(
         ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100), r1_gamma=.0002 * size**2 / cfg.batch,
         ema_kimg=cfg.batch * 10 / 32, proj_res=min(2 * size, 224), snap_kimg=min(cfg.kimg / 10, 50))
     cfg = replace(cfg, **{k: v for k, v in filled.items() if getattr(cfg, k) is None})
-    return replace(cfg, device=('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device)
+    if cfg.perceptual == 'auto': cfg = replace(cfg, perceptual='lpips' if alexnet_weights() else 'lite0')
+    if cfg.device == 'auto': cfg = replace(cfg, device='cuda' if torch.cuda.is_available() else 'cpu')
+    if cfg.device.split(':')[0] not in ('cpu', 'cuda') or cfg.device != 'cpu' and not torch.cuda.is_available(): raise HxError(f"device '{cfg.device}': expected auto, cpu, or cuda where there is one")
+    return cfg
 
 # %% ../nbs/13_training.ipynb #43b93412
 class TrainState:
@@ -98,7 +102,6 @@ class TrainState:
         cfg:TrainConfig,      # resolved
         n_classes:int,        # width of the class vector
     ):
-        torch.manual_seed(cfg.seed)                                    # initial weights
         shape = dict(channel_base=cfg.channel_base, channel_max=cfg.channel_max)
         c_dim = n_classes if cfg.cgan else 0
         G = Generator(cfg.size, c_dim, map_layers=cfg.map_layers, feat_channels=cfg.feat_channels, **shape)
@@ -168,13 +171,15 @@ def noise_inputs(G, cfg, idx, name='noise'):
 def synthesise(st, cfg, x, c, idx):
     "The fakes of a batch: reconstructions of the first tiles, samples for the rest. Returns a dict of what the terms need."
     n = {'StyleEx': round(len(x) * cfg.encode_share) if st.nimg >= cfg.ae_kimg * 1000 else len(x), 'stylegan2': 0, 'autoencoder': len(x)}[cfg.arch]
-    ws, feat, mapped = [], None, None
+    ws, feat, mapped, own = [], None, None, torch.ones(n, dtype=torch.bool)
     if n:
         w, feat = st.E.encode(x[:n])
         ws.append(w)
         if feat is not None:
-            keep = draw((1,), cfg.seed, 'feat', idx[:n], 'uniform') >= cfg.feat_drop
-            feat = feat * keep[:, :, None, None].to(feat)
+            u = draw((1,), cfg.seed, 'feat', idx[:n], 'uniform').to(feat)[:, :, None, None]
+            swapped = (u >= cfg.feat_drop) & (u < cfg.feat_drop + cfg.feat_swap)
+            feat = torch.where(swapped, feat.roll(1, 0), feat) * (u >= cfg.feat_drop)
+            own = ~swapped.flatten()
         with torch.no_grad(): mapped = latents(st.G, c[:n] if c is not None else None, cfg, [i + 2**41 for i in idx[:n]])[:, 0]
     if n < len(x):
         wz = latents(st.G, c[n:] if c is not None else None, cfg, idx[n:])
@@ -183,7 +188,7 @@ def synthesise(st, cfg, x, c, idx):
         if feat is not None: feat = torch.cat([feat, feat.new_zeros(len(x) - n, *feat.shape[1:])])
     w = torch.cat(ws)
     img = st.G.synthesis(w, feat, noise_mode='none', noise=noise_inputs(st.G, cfg, idx))
-    return dict(n=n, w=w, img=img, mapped=mapped)
+    return dict(n=n, w=w, img=img, mapped=mapped, own=own)
 
 def generator_terms(st, cfg, clf, dist, x, c, real_logits, idx, adversarial):
     "Terms of generator and encoder for one batch, and the fakes: `(dict name -> scalar, dict)`."
@@ -194,9 +199,9 @@ def generator_terms(st, cfg, clf, dist, x, c, real_logits, idx, adversarial):
         fk['feats'] = st.P.features(light(img, cfg.seed, 'light-fake', idx))
         t['g_proj'] = g_hinge(st.P.logits(fk['feats'], c))
     if n:
-        t['l1'] = (img[:n] - x[:n]).abs().mean()
-        t['coarse'] = coarse_l1(img[:n], x[:n])
-        t['perceptual'] = dist(img[:n], x[:n]).mean()
+        if fk['own'].any():
+            mine, tile = img[:n][fk['own']], x[:n][fk['own']]
+            t |= {'l1': (mine - tile).abs().mean(), 'coarse': coarse_l1(mine, tile), 'perceptual': dist(mine, tile).mean()}
         if clf is not None:
             t['kl'] = classifier_kl(clf(random_view(img[:n], cfg.seed, 'view', idx[:n])) / clf.temperature, real_logits[:n] / clf.temperature)
         if cfg.prior_weight: t['prior'] = sliced_wasserstein(fk['w'][:n, 0], fk['mapped'], torch.randn(st.G.w_dim, 64, generator=stream(cfg.seed, 'lines', idx[0])).to(img))
@@ -208,14 +213,14 @@ def balanced(st, cfg, terms, fk):
     "One loss from the terms on the pictures, each pulling on the pixels with its share (Esser et al., *Taming transformers*, CVPR 2021, eq. 7, at the picture)."
     img, n = fk['img'], fk['n']
     grads = {k: torch.autograd.grad(v, img, retain_graph=True)[0] for k, v in terms.items() if k not in ('w', 'prior')}
-    pull = sum(w * grads[k] for k, w in (('l1', cfg.l1_weight), ('coarse', cfg.coarse_weight), ('perceptual', cfg.perceptual_weight)) if k in grads)
+    pull = sum((w * grads[k] for k, w in (('l1', cfg.l1_weight), ('coarse', cfg.coarse_weight), ('perceptual', cfg.perceptual_weight)) if k in grads), torch.zeros_like(img))
     if n:
         for k, g in [('rec', pull)] + [(k, g) for k, g in grads.items() if k in ('g_adv', 'g_proj', 'kl')]:
             now = g[:n].norm().item()
             st.norms[k] = .98 * st.norms.get(k, now) + .02 * now
     ramp = min(st.nimg / max(cfg.kl_ramp * cfg.kimg * 1000, 1), 1)
     for k, w in (('g_adv', cfg.adv_weight), ('g_proj', cfg.proj_weight), ('kl', cfg.kl_weight * ramp)):
-        if k in grads: pull = pull + (w * st.norms['rec'] / max(st.norms[k], 1e-12) if n else w) * grads[k]
+        if k in grads: pull = pull + (w * st.norms['rec'] / max(st.norms[k], 1e-12) if n else 1.) * grads[k]
     loss = (img * pull.detach()).sum()
     for k, w in (('prior', cfg.prior_weight), ('w', cfg.w_weight * cfg.w_every)):
         if k in terms: loss = loss + w * terms[k]
@@ -363,7 +368,10 @@ def _prepare(cfg, ckpt, classifier):
         clf = classifier if isinstance(classifier, Classifier) else Classifier.load(classifier)
         if tuple(clf.classes) != tuple(store.classes): raise HxError(f'the classifier knows {", ".join(clf.classes)}; the tiles of {cfg.data} are {", ".join(store.classes)}')
         clf = clf.frozen().to(cfg.device)
-    st = TrainState(cfg, len(store.classes))
+        if clf.arch is None: raise HxError('the classifier has no architecture name, so it could not be saved with the model: build it with Classifier.load from a timm or torchvision name')
+    with torch.random.fork_rng():
+        torch.manual_seed(cfg.seed)                                    # initial weights
+        st = TrainState(cfg, len(store.classes))
     if ckpt is not None:
         new = st.load_state_dict(ckpt)
         if new: print(f'not in the checkpoint, started afresh: {", ".join(new)}')
@@ -378,7 +386,7 @@ def _snapshot(run, st, cfg, clf, dist, store, held):
         x = held[:8]
         write_png(run.path/'samples'/f'real_vs_encoded_{k}.png', grid(np.concatenate([to_uint8(x), to_uint8(reconstruct(st, cfg, x)), to_uint8(reconstruct(st, cfg, x, layout=False))]), len(x)))
         row |= validate(st, cfg, clf, dist, held)
-    card = dict(name=run.path.name, arch=cfg.arch, classes=list(store.classes), size=cfg.size, nimg=st.nimg, data=str(cfg.data), data_hash=store.hash,
+    card = dict(name=run.path.name, arch=cfg.arch, classes=list(store.classes), size=cfg.size, nimg=st.nimg, data=str(Path(cfg.data).resolve()), data_hash=store.hash,
                 noise=cfg.noise, mpp=store.manifest.get('mpp'), pixel_range=[-1, 1], config=asdict(cfg))
     save_model(run.model, st.ema['G'], st.ema['E'] if 'E' in st.ema else None, clf, card)
     run.save(st.state_dict(cfg))
@@ -400,23 +408,24 @@ def train(
         state = RunDir(ckpt).latest() if ckpt.is_dir() else load_state(ckpt)
         if state is None: raise CheckpointError(f'{ckpt}: no checkpoint that can be read')
     store, cfg, clf, st = _prepare(cfg, state, classifier)
-    if output is not None and (Path(output)/'config.json').exists() and (ckpt is None or ckpt.resolve() not in (Path(output).resolve(), *[p.resolve() for p in Path(output).glob('state/*.pt')])):
+    if ckpt is not None and st.nimg >= cfg.kimg * 1000: raise HxError(f'{ckpt}: already at {st.nimg / 1000:g} thousand images; ask for more with --kimg')
+    if output is not None and RunDir(output).states() and (ckpt is None or ckpt.resolve() not in (Path(output).resolve(), *[p.resolve() for p in Path(output).glob('state/*.pt')])):
         raise HxError(f'{output}: already holds a run; continue it with --ckpt {output}, or choose another folder')
-    run = RunDir(output) if output is not None else RunDir.new()
+    dist = perceptual(cfg.perceptual).to(cfg.device) if cfg.arch != 'stylegan2' else None
+    run = RunDir(output).create() if output is not None else RunDir.new()
     say = (lambda *a: None) if quiet else print
     write_json(run.path/'config.json', asdict(cfg))
     run.rewind(st.nimg)
     say(f'{run.path}: {cfg.arch} on {len(store.train)} tiles of {", ".join(store.classes)}, {cfg.size} px, from {st.nimg / 1000:.2f} to {cfg.kimg} kimg on {cfg.device}')
 
-    dist = perceptual(cfg.perceptual).to(cfg.device) if cfg.arch != 'stylegan2' else None
     held = store.val if len(store.val) else store.train
     held = held.tensors(np.linspace(0, len(held) - 1, min(64, len(held))).astype(int))[0].to(cfg.device)
     held = held[torch.randperm(len(held), generator=stream(cfg.seed, 'held'))]
     batches = Batches(store.train, cfg.batch, seed=cfg.seed, start=st.nimg)
-    end = math.ceil(cfg.kimg * 1000 / cfg.batch) * cfg.batch
+    steps = range(max(math.ceil((cfg.kimg * 1000 - st.nimg) / cfg.batch), 0))
+    end = st.nimg + len(steps) * cfg.batch
     sums, count, t0 = defaultdict(lambda: torch.zeros([], device=cfg.device)), defaultdict(int), time.time()
     due = lambda kimg, n: n // max(round(kimg * 1000), 1) != (n - cfg.batch) // max(round(kimg * 1000), 1)
-    steps = range((end - st.nimg) // cfg.batch)
     bar = progress_bar(steps) if not quiet and (IN_NOTEBOOK or sys.stdout.isatty()) else steps
     if st.nimg == 0: _snapshot(run, st, cfg, clf, dist, store, held)
     for _ in bar:
@@ -436,8 +445,9 @@ def train(
             if bar is steps: say(line)
             else: bar.comment = line
         if due(cfg.snap_kimg, st.nimg) or st.nimg >= end:
+            tick = time.time()
             row = _snapshot(run, st, cfg, clf, dist, store, held)
             if callback: callback(row)
             if bar is steps: say('          ' + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if k.startswith('val')))
-            t0 = time.time()                            # pictures and checkpoints are not counted as training time
+            t0 += time.time() - tick                    # pictures and checkpoints are not counted as training time
     return run

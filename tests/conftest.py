@@ -1,7 +1,7 @@
 """Small synthetic data that several tests share."""
-import os, shutil
+import os
 from pathlib import Path
-import pytest, torch
+import pytest
 from histoxplaining.classifier import train_classifier
 from histoxplaining.synthetic import write_folder
 from histoxplaining.tiles import TileStore

@@ -1,8 +1,6 @@
 """Corrupt, truncated and wrongly labelled input ends in a message that names the file, and leaves what exists alone."""
 import shutil, subprocess, sys
-from pathlib import Path
 import numpy as np, pytest, torch
-from histoxplaining.cli import hx_tiles
 from histoxplaining.files import HxError
 from histoxplaining.classifier import Classifier
 from histoxplaining.tiles import TileStore

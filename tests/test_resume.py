@@ -1,6 +1,5 @@
 """A run killed with SIGKILL resumes to exactly the weights of one that was never interrupted."""
-import os, signal, subprocess, sys, time
-from pathlib import Path
+import signal, subprocess, sys, time
 import pytest, torch
 from histoxplaining.checkpoints import RunDir
 from histoxplaining.training import TrainConfig, train
@@ -10,7 +9,7 @@ import sys, torch
 torch.set_num_threads(1)
 from histoxplaining.training import TrainConfig, train
 data, out, clf, arch, disc, ckpt = sys.argv[1:]
-cfg = TrainConfig(data=data, arch=arch, disc=disc or None, kimg=.32, batch=8, channel_base=256, channel_max=16, proj_res=32, ae_kimg=.08 if arch == 'StyleEx' else None, log_kimg=.016, snap_kimg=.048)
+cfg = TrainConfig(data=data, arch=arch, disc=disc or None, kimg=.32, batch=8, channel_base=256, channel_max=16, proj_res=32, ae_kimg=.16 if arch == 'StyleEx' else None, log_kimg=.016, snap_kimg=.048)
 train(cfg, out, None if arch == 'stylegan2' else clf, ckpt=ckpt or None)
 '''
 
@@ -63,6 +62,23 @@ def test_a_run_is_not_overwritten(tiny, tmp_path):
     before = (tmp_path/'run'/'log.jsonl').read_bytes()
     with pytest.raises(ValueError, match='already holds a run'): train(cfg, tmp_path/'run', quiet=True)
     assert (tmp_path/'run'/'log.jsonl').read_bytes() == before
+
+
+def test_continuing_with_another_batch_reaches_the_end(tiny, tmp_path):
+    cfg = dict(data=str(tiny/'tiles.lmdb'), arch='stylegan2', channel_base=256, channel_max=16)
+    train(TrainConfig(**cfg, kimg=.024, batch=8), tmp_path/'a', quiet=True)
+    run = train(TrainConfig(**cfg, kimg=.05, batch=16), tmp_path/'b', ckpt=tmp_path/'a', quiet=True)
+    assert run.latest()['nimg'] == 56                                                     # 24 + 2 x 16: the first step at or past the end
+    with pytest.raises(ValueError, match='already at'): train(TrainConfig(**cfg, kimg=.05, batch=16), tmp_path/'c', ckpt=run.path, quiet=True)
+    assert not (tmp_path/'c').exists()
+
+
+def test_going_back_forgets_what_came_after(tiny, tmp_path):
+    cfg = dict(data=str(tiny/'tiles.lmdb'), arch='stylegan2', batch=8, channel_base=256, channel_max=16, snap_kimg=.016)
+    run = train(TrainConfig(**cfg, kimg=.048), tmp_path/'a', quiet=True)
+    first, last = run.states()
+    train(TrainConfig(**cfg, kimg=.04), run.path, ckpt=first, quiet=True)
+    assert last not in run.states() and run.latest()['nimg'] == 40
 
 
 def test_a_checkpoint_of_other_networks_is_refused_by_name(tiny, tmp_path):
