@@ -1,5 +1,6 @@
 """Corrupt, truncated and wrongly labelled input ends in a message that names the file, and leaves what exists alone."""
 import shutil, subprocess, sys
+from pathlib import Path
 import numpy as np, pytest, torch
 from histoxplaining.files import HxError
 from histoxplaining.classifier import Classifier
@@ -9,8 +10,7 @@ from histoxplaining.training import TrainConfig, train
 
 def hx(name, *args):
     "Run a console script as a shell would; returns (status, last line of stderr)."
-    code = f"import sys; from histoxplaining.cli import {name}; sys.argv[0] = '{name}'; {name}()"
-    p = subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True)
+    p = subprocess.run([Path(sys.executable).parent/name, *map(str, args)], capture_output=True, text=True)
     return p.returncode, p.stdout, p.stderr.strip().splitlines()[-1] if p.stderr.strip() else ''
 
 
