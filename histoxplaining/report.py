@@ -365,7 +365,7 @@ figcaption{font-size:13px;margin-top:4px}.t{font-weight:600}.p{display:flex;just
 .ylab{font-size:13px;margin:0;font-weight:600}
 svg{display:block;width:100%;height:auto}svg text{font-size:11.5px;fill:var(--soft)}
 .axis{stroke:#9aa0aa}.half{stroke:#9aa0aa;stroke-dasharray:1.5 3}.asked{stroke:#5a606b;stroke-dasharray:5 3}.here{display:none;fill:none;stroke:var(--ink);stroke-width:2}
-.slide{display:none;grid-template-columns:auto 1fr 4.6em;align-items:center;gap:10px;font-size:13px}.slide output{text-align:right}
+.slide{display:none;grid-template-columns:auto 1fr 5.4em;align-items:center;gap:10px;font-size:13px}.slide output{text-align:right;white-space:nowrap}
 input{accent-color:var(--accent)}input[type=range]{width:100%;height:28px;margin:0}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 .js .slide{display:grid}.js .here{display:block}
