@@ -13,7 +13,7 @@ import numpy as np, torch
 import torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from .files import CheckpointError, DataError, draw, find_weights, load_meta, load_tensors, save_tensors, stream_seed
-from .images import INK, ACCENT, resize_batch, style
+from .images import resize_batch, shift
 from .tiles import Batches, TileStore, progress
 
 # %% ../nbs/04_classifier.ipynb #2af99826
@@ -320,10 +320,9 @@ def _balanced(store):
     return store.subset(np.concatenate([np.resize(w, max(map(len, where))) for w in where]), 'balanced')
 
 def _shift(x, seed, start, by=2):
-    "Move every tile by up to `by` pixels, mirrored at the border; drawn for its global position."
-    at = (draw((2,), seed, 'shift', range(start, start + len(x)), 'uniform') * (2 * by + 1)).long().tolist()
-    n = x.shape[-1]
-    return torch.stack([p[:, i:i + n, j:j + n] for p, (i, j) in zip(F.pad(x, (by,) * 4, mode='reflect'), at)])
+    "Move every tile by up to `by` pixels; drawn for its global position."
+    d = (draw((2,), seed, 'shift', range(start, start + len(x)), 'uniform') * (2 * by + 1)).long() - by
+    return shift(x, d[:, 0], d[:, 1])
 
 def _held_out(clf, val):
     "How well the held-out tiles are told, the likelihood at the best temperature: that is how the classifier will be used."

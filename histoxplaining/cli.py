@@ -186,7 +186,7 @@ def hx_explain(
         write_report(cfs, out, cards=shown, title='What would have to look different?', summary={
             'model': f"{ex.card['name']}, {ex.card['arch']}, {ex.size} px, {ex.card['nimg'] / 1000:.1f} thousand images", 'classes': ', '.join(ex.classes),
             'explained': f"{s['n']} pictures, {len(shown)} of them shown", 'flipped': f"{s['flipped']} of {s['n']} to p ≥ {p:g}", 'held': ', '.join(holds) or 'nothing'})
-        print(json.dumps(s | {'report': str(out)}))
+        print(json.dumps({k: None if v != v else v for k, v in s.items()} | {'report': str(out)}))
 
 def _spread(cfs, n):
     "At most n cases, evenly over the list."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'STAINS', 'INK', 'PAPER', 'ACCENT', 'CLASS_COLOURS', 'to_uint8', 'from_uint8',
-           'read_image', 'write_png', 'png_bytes', 'resize', 'resize_batch', 'dihedral', 'optical_density', 'hed',
-           'from_hed', 'style', 'grid', 'show']
+           'read_image', 'write_png', 'png_bytes', 'resize', 'resize_batch', 'dihedral', 'shift', 'optical_density',
+           'hed', 'from_hed', 'style', 'grid', 'show']
 
 # %% ../nbs/01_images.ipynb #1b930e69
 import io, math, warnings
@@ -104,6 +104,18 @@ def dihedral(
     "One of the eight dihedral views."
     x = x.rot90(k % 4, (-2, -1))
     return x.flip(-1) if k >= 4 else x
+
+# %% ../nbs/01_images.ipynb #b72aa660
+def shift(
+    x:torch.Tensor,       # [N, C, H, W]
+    dx, dy,               # N whole numbers each; content moves right and down by them
+)->torch.Tensor:
+    "Move each sample by whole pixels, reflecting at the border. Differentiable."
+    m = int(max(max(abs(int(v)) for v in dx), max(abs(int(v)) for v in dy)))
+    if m == 0: return x
+    H, W = x.shape[-2:]
+    p = F.pad(x, [m] * 4, mode='reflect')
+    return torch.stack([p[i, :, m - int(b):m - int(b) + H, m - int(a):m - int(a) + W] for i, (a, b) in enumerate(zip(dx, dy))])
 
 # %% ../nbs/01_images.ipynb #6e989b56
 STAINS = torch.tensor([[.650, .704, .286],    # haematoxylin
