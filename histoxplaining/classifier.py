@@ -14,7 +14,7 @@ import torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from .files import CheckpointError, DataError, draw, find_weights, load_meta, load_tensors, save_tensors, stream_seed
 from .images import resize_batch, shift
-from .tiles import Batches, TileStore, progress
+from .tiles import Batches, progress
 
 # %% ../nbs/04_classifier.ipynb #2af99826
 def _make(name, classes):
