@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGENET', 'backbone', 'Classifier', 'predict', 'reliability', 'calibration_error', 'evaluate_classifier',
-           'rgb_baseline', 'report_card', 'fit_temperature', 'train_classifier']
+           'rgb_baseline', 'report_card', 'fit_temperature', 'train_classifier', 'linear_probe', 'stain_dependence']
 
 # %% ../nbs/04_classifier.ipynb #383978f8
 import copy, math, os, time
@@ -13,7 +13,7 @@ import numpy as np, torch
 import torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from .files import CheckpointError, DataError, draw, find_weights, load_meta, load_tensors, save_tensors, stream_seed
-from .images import resize_batch, shift
+from .images import resize_batch, restain, shift, stain_jitter, zoom
 from .tiles import Batches, progress
 
 # %% ../nbs/04_classifier.ipynb #2af99826
@@ -94,12 +94,16 @@ class Classifier(nn.Module):
     )->torch.Tensor:
         "Logits `[N, classes]`, before the temperature. Raises `DataError` when the input or the model's output has another form."
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point(): raise DataError(f'expected float pictures [N, 3, H, W] in [-1, 1], found {x.dtype} {list(x.shape)}')
-        logits = self.model(((resize_batch(x, self.size) + 1) / 2 - self.mean) / self.std)
+        logits = self.model(self.normalised(x))
         if not isinstance(logits, torch.Tensor) or logits.shape != (len(x), len(self.classes)):
             found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise DataError(f'expected logits {[len(x), len(self.classes)]} for the classes {", ".join(self.classes)}; the model gave {found}'
                 + ('. A single sigmoid output becomes two logits with lambda x: F.pad(model(x), (1, 0))' if found == [len(x), 1] else ''))
         return logits
+
+    def normalised(self, x:torch.Tensor)->torch.Tensor:
+        "What the model is given: `[N, 3, size, size]`."
+        return ((resize_batch(x, self.size) + 1) / 2 - self.mean) / self.std
 
     def probs(self, x:torch.Tensor)->torch.Tensor:
         "Calibrated probabilities `[N, classes]`."
@@ -240,26 +244,33 @@ def calibration_error(
 
 # %% ../nbs/04_classifier.ipynb #b5b174e6
 def _scores(p, y, what):
-    "n, accuracy, balanced accuracy and AUC (one against the rest, averaged over the classes) of probabilities `[N, classes]`."
+    "n, accuracy, balanced accuracy, AUC (one against the rest, averaged over the classes) and ECE of probabilities `[N, classes]`."
     from sklearn.metrics import roc_auc_score
     p, y = np.asarray(p), np.asarray(y)
     present = np.unique(y)
     if len(present) < 2: raise DataError(f'{what}: {len(y)} tiles of {len(present)} classes; at least two classes are needed to measure a classifier')
     right = p.argmax(1) == y
     return dict(n=len(y), accuracy=float(right.mean()), balanced_accuracy=float(np.mean([right[y == c].mean() for c in present])),
-        auc=float(np.mean([roc_auc_score(y == c, p[:, c]) for c in present])))
+        auc=float(np.mean([roc_auc_score(y == c, p[:, c]) for c in present])), ece=calibration_error(torch.from_numpy(p), torch.from_numpy(y)))
 
 def evaluate_classifier(
     clf:Classifier,
     store,            # a `TileStore` or a view: held-out tiles
 )->dict:
-    "n, accuracy, balanced_accuracy, auc, nll and ece (before the temperature: nll_raw, ece_raw), confusion (rows: truth). Raises `DataError`."
+    "n, accuracy, balanced_accuracy, auc, nll and ece (before the temperature: nll_raw, ece_raw), confusion (rows: truth), slides (each pseudo-slide). Raises `DataError`."
     logits, y = predict(clf, store)
     soft = logits / clf.temperature
     out = _scores(soft.softmax(1), y, store)
     for k, v in (('', soft), ('_raw', logits)): out |= {'nll' + k: float(F.cross_entropy(v, y)), 'ece' + k: calibration_error(v.softmax(1), y)}
     k = len(clf.classes)
-    return out | dict(confusion=torch.bincount(y * k + logits.argmax(1), minlength=k * k).view(k, k).tolist())
+    return out | dict(confusion=torch.bincount(y * k + logits.argmax(1), minlength=k * k).view(k, k).tolist(), slides=_per_slide(soft, y, store))
+
+def _per_slide(soft, y, store):
+    "Class, pseudo-slide, n, accuracy and mean probability of the truth, for every pseudo-slide of a view."
+    p, right = soft.softmax(1)[torch.arange(len(y)), y].numpy(), (soft.argmax(1) == y).numpy()
+    which = store.pseudo_slides
+    return [{'class': store.classes[int(y[m][0])], 'slide': int(c), 'n': int(m.sum()), 'accuracy': float(right[m].mean()), 'p_truth': float(p[m].mean())}
+        for c in np.unique(which) for m in [which == c]]
 
 # %% ../nbs/04_classifier.ipynb #aec7ca4b
 def _rgb_moments(store):
@@ -271,7 +282,7 @@ def rgb_baseline(
     train,    # a `TileStore` or a view: tiles to fit on
     val,      # held-out tiles
 )->dict:
-    "n, accuracy, balanced_accuracy and auc of a logistic regression on mean and deviation of R, G and B, and under 'trees' those of boosted trees. Raises `DataError`."
+    "n, accuracy, balanced_accuracy, auc and ece of a logistic regression on mean and deviation of R, G and B, and under 'trees' those of boosted trees. Raises `DataError`."
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -288,27 +299,35 @@ def rgb_baseline(
     return linear | dict(trees=trees)
 
 def report_card(
-    measured:dict,         # of `evaluate_classifier`
-    rgb:dict|None=None,    # of `rgb_baseline`
+    report:dict,               # `clf.report`, of `train_classifier` or `linear_probe`
+    random:dict|None=None,     # the report of the same classifier trained and measured on a random split
 )->str:
-    "A Markdown table: the classifier beside what colour alone reaches."
-    cols = [measured] + ([rgb, rgb['trees']] if rgb else [])
-    heads = ['classifier', 'colour alone, linear', 'colour alone, trees'][:len(cols)]
-    lines = [f'| {measured["n"]} held-out tiles | {" | ".join(heads)} |', '|' + '---|' * (len(cols) + 1)]
-    for name, k in [('accuracy', 'accuracy'), ('balanced accuracy', 'balanced_accuracy'), ('AUC', 'auc')]:
-        lines.append(f'| {name} | {" | ".join(f"{c[k]:.3f}" for c in cols)} |')
-    for name, k in [('NLL', 'nll'), ('calibration error (ECE)', 'ece')]:
-        lines.append(f'| {name}, before → after temperature | {measured[k + "_raw"]:.3f} → {measured[k]:.3f} |' + ' |' * (len(cols) - 1))
-    return '\n'.join(lines)
+    "Markdown tables: the classifier beside what colour alone reaches, on the honest split and on a random one; then its confusion, and the pseudo-slides where it does worst."
+    val, rgb = report['val'], report.get('rgb')
+    cols = {f"classifier, {report['tiles']['split_by'].replace('_', '-')} split": val}
+    if random: cols['classifier, random split'] = random['val']
+    for name, r in (('colour alone', rgb), ('colour alone, random split', report.get('rgb_random'))):
+        if r: cols |= {f'{name}, linear': r, f'{name}, trees': r['trees']}
+    row = lambda name, f: f"| {name} | {' | '.join(f(c) for c in cols.values())} |"
+    out = [f"| {val['n']} held-out tiles | {' | '.join(cols)} |", '|' + '---|' * (len(cols) + 1)]
+    out += [row(name, lambda c: f'{c[k]:.3f}') for name, k in [('accuracy', 'accuracy'), ('balanced accuracy', 'balanced_accuracy'), ('AUC', 'auc')]]
+    arrow = lambda k: lambda c: f"{c[k + '_raw']:.3f} → {c[k]:.3f}" if k + '_raw' in c else f'{c[k]:.3f}' if k in c else ''
+    out += [row(f'{name}, before → after temperature', arrow(k)) for name, k in [('NLL', 'nll'), ('calibration error (ECE)', 'ece')]]
+    names = list(report['tiles']['counts'])
+    out += ['', f"| truth ↓ answer → | {' | '.join(names)} |", '|' + '---|' * (len(names) + 1)]
+    out += [f"| {c} | {' | '.join(map(str, line))} |" for c, line in zip(names, val['confusion'])]
+    worst = sorted(val['slides'], key=lambda v: v['accuracy'])[:3]
+    out += ['', f"Of {len(val['slides'])} held-out pseudo-slides the worst: " + '; '.join(f"no. {v['slide']} ({v['class']}), {v['accuracy']:.3f} of {v['n']} tiles" for v in worst) + '.']
+    return '\n'.join(out)
 
 # %% ../nbs/04_classifier.ipynb #e38ae0fd
 def fit_temperature(
-    logits:torch.Tensor,    # [N, classes], of held-out tiles
+    logits:torch.Tensor,    # [N, classes], of tiles that were not learnt from
     y:torch.Tensor,         # labels [N]
 )->float:
     "The temperature with the best likelihood (Guo et al. 2017) and a log-normal prior of width 1/4 around 1. Raises `DataError` without tiles."
     from scipy.optimize import minimize_scalar
-    if not len(y): raise DataError('fit_temperature: no held-out tiles')
+    if not len(y): raise DataError('fit_temperature: no tiles')
     loss = lambda t: float(F.cross_entropy(logits.double() / math.exp(t), y, reduction='sum')) + 8 * t ** 2
     t = min([0., minimize_scalar(loss, bounds=(-3, 3), method='bounded').x], key=loss)
     return math.exp(t)
@@ -319,20 +338,33 @@ def _balanced(store):
     where = [np.flatnonzero(store.labels == y) for y in range(len(store.classes))]
     return store.subset(np.concatenate([np.resize(w, max(map(len, where))) for w in where]), 'balanced')
 
-def _shift(x, seed, start, by=2):
-    "Move every tile by up to `by` pixels; drawn for its global position."
-    d = (draw((2,), seed, 'shift', range(start, start + len(x)), 'uniform') * (2 * by + 1)).long() - by
-    return shift(x, d[:, 0], d[:, 1])
+def _augment(x, seed, start, jitter, by=2):
+    "Move every tile by up to `by` pixels; with `jitter`, also scale it and change its stain. Drawn for its global position."
+    where = range(start, start + len(x))
+    d = (draw((2,), seed, 'shift', where, 'uniform') * (2 * by + 1)).long() - by
+    x = shift(x, d[:, 0], d[:, 1])
+    if not jitter: return x
+    u = 2 * draw((5,), seed, 'stain', where, 'uniform') - 1
+    x = zoom(x, 1.25 ** u[:, 0])
+    return stain_jitter(x, 1 + .2 * u[:, 1:3], .05 * u[:, 3:])
 
-def _held_out(clf, val):
-    "How well the held-out tiles are told, the likelihood at the best temperature: that is how the classifier will be used."
-    logits, y = predict(clf, val)
+def _tuning_split(train, by, seed):
+    "Tiles to fit on and tiles to choose epoch and temperature on: split as the held-out tiles were, or tile by tile where there are too few groups for that."
+    for by in dict.fromkeys((by, 'random')):
+        try: fit, tune = train.split(by, val=.15, seed=seed)
+        except DataError: continue
+        if all(fit.counts.values()) and len(tune): return fit, tune, by
+    raise DataError(f'{train}: too few tiles to set some aside for choosing the epoch; at least two of a class are needed')
+
+def _tuned(clf, tune):
+    "How well the tuning tiles are told: the likelihood at the best temperature, which is how the classifier will be used."
+    logits, y = predict(clf, tune)
     nll = F.cross_entropy(logits / fit_temperature(logits, y), y)
-    return dict(val_nll=float(nll), val_accuracy=float((logits.argmax(1) == y).double().mean()))
+    return dict(tune_nll=float(nll), tune_accuracy=float((logits.argmax(1) == y).double().mean()))
 
-def _fit_epochs(clf, train, val, epochs, batch, lr, seed, patience, callback):
-    "Fit until the held-out likelihood stops improving; leaves the best weights in `clf` and returns the history."
-    tiles = Batches(_balanced(train), batch, seed=seed)
+def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, callback):
+    "Fit until the likelihood of the tuning tiles stops improving; leaves the best weights in `clf` and returns the history."
+    tiles = Batches(_balanced(fit), batch, seed=seed)
     steps = math.ceil(len(tiles.store) / batch)
     opt = torch.optim.AdamW(clf.parameters(), lr, weight_decay=.01)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps * epochs, pct_start=.2)
@@ -341,18 +373,28 @@ def _fit_epochs(clf, train, val, epochs, batch, lr, seed, patience, callback):
         clf.train()
         start = tiles.position
         x, y = next(tiles)
-        loss = F.cross_entropy(clf(_shift(x, seed, start).to(clf.mean.device)), y.to(clf.mean.device))
+        loss = F.cross_entropy(clf(_augment(x, seed, start, jitter).to(clf.mean.device)), y.to(clf.mean.device))
         opt.zero_grad(); loss.backward(); opt.step(); sched.step()
         loss_sum += loss.item()
         if step % steps: continue
         if not math.isfinite(loss_sum): raise DataError(f'the loss became {loss_sum} in epoch {step // steps}; choose a lower lr than {lr}')
-        history.append(dict(epoch=step // steps, loss=loss_sum / steps, **_held_out(clf, val)))
+        history.append(dict(epoch=step // steps, loss=loss_sum / steps, **_tuned(clf, tune)))
         loss_sum = 0.
         if callback: callback(history[-1])
-        if history[-1]['val_nll'] <= min(h['val_nll'] for h in history): best = copy.deepcopy(clf.model.state_dict())
-        elif all(h['val_nll'] > min(g['val_nll'] for g in history) for h in history[-patience:]): break
+        if history[-1]['tune_nll'] <= min(h['tune_nll'] for h in history): best = copy.deepcopy(clf.model.state_dict())
+        elif all(h['tune_nll'] > min(g['tune_nll'] for g in history) for h in history[-patience:]): break
     clf.model.load_state_dict(best)
     return history
+
+def _whole_classes(parts):
+    for part in parts:
+        gone = [c for c, n in part.counts.items() if not n]
+        if gone: raise DataError(f'{part}: no tiles of {", ".join(gone)}; make the store with val between 0 and 1 and at least two tiles of each class')
+
+def _measured(clf, train, val, store, by, **settings):
+    "The report that goes with a trained classifier: its figures on held-out tiles, beside those of colour alone on the same split and on a random one."
+    tiles = dict(hash=store.hash, counts=store.counts, size=store.size, split_by=by)
+    return dict(val=evaluate_classifier(clf, val), rgb=rgb_baseline(train, val), rgb_random=rgb_baseline(*store.split('random')), temperature=clf.temperature, tiles=tiles, **settings)
 
 def train_classifier(
     store,                             # a `TileStore` with held-out tiles
@@ -360,19 +402,21 @@ def train_classifier(
     arch:str='tf_efficientnet_lite0',  # a timm or torchvision name
     pretrained:bool=True,              # start from ImageNet weights found on this machine
     size:int|None=None,                # side in pixels that the network looks at; default: the store's
+    stain_jitter:bool=False,           # show every tile in changing stains (gain 0.8 to 1.2, bias up to 0.05 in H and E optical density) and scales (0.8 to 1.25)
+    split_by:str|None=None,            # 'group', 'pseudo_slide' or 'random'; default: the split written in the store
     epochs:int=6,                      # at most
     batch:int=64,
     lr:float=1e-3,                     # highest learning rate of the cycle
     seed:int=0,                        # of initialisation, order and augmentation
-    patience:int=2,                    # epochs without a better held-out likelihood before it stops
+    patience:int=2,                    # epochs without a better likelihood of the tuning tiles before it stops
     device=None,                       # default: a GPU when there is one
-    callback=None,                     # called after each epoch with {'epoch', 'loss', 'val_nll', 'val_accuracy'}
+    callback=None,                     # called after each epoch with {'epoch', 'loss', 'tune_nll', 'tune_accuracy'}
 )->Classifier:
-    "Train a classifier on `store.train`, choose its epoch and temperature on `store.val`, measure it there. Raises `DataError` and `CheckpointError`."
-    train, val = store.split()
-    for part in (train, val):
-        gone = [c for c, n in part.counts.items() if not n]
-        if gone: raise DataError(f'{part}: no tiles of {", ".join(gone)}; make the store with val between 0 and 1 and at least two tiles of each class')
+    "Train a classifier on the tiles to learn from, choose its epoch and temperature among those, measure it on the held-out ones. Raises `DataError` and `CheckpointError`."
+    by = split_by or store.manifest['split_by']
+    train, val = store.split(split_by)
+    _whole_classes((train, val))
+    fit, tune, tuned_by = _tuning_split(train, by, seed)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     begin = time.time()
     with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
@@ -380,8 +424,111 @@ def train_classifier(
         model = backbone(arch, len(store.classes), pretrained=pretrained)
         cfg = getattr(model, 'pretrained_cfg', {})
         clf = Classifier(model, store.classes, size or store.size, cfg.get('mean', IMAGENET[0]), cfg.get('std', IMAGENET[1]), arch=arch).to(device)
-        history = _fit_epochs(clf, train, val, epochs, batch, lr, seed, patience, callback)
-    clf.temperature = fit_temperature(*predict(clf, val))
-    clf.report = dict(val=evaluate_classifier(clf, val), rgb=rgb_baseline(train, val), history=history, seconds=round(time.time() - begin, 1), temperature=clf.temperature,
-        tiles=dict(hash=store.hash, counts=store.counts, size=store.size, split_by=store.manifest['split_by']), pretrained=pretrained, seed=seed, epochs=epochs, batch=batch, lr=lr)
+        history = _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, stain_jitter, callback)
+    clf.temperature = fit_temperature(*predict(clf, tune))
+    clf.report = _measured(clf, train, val, store, by, history=history, seconds=round(time.time() - begin, 1), tuned_by=tuned_by, stain_jitter=stain_jitter,
+        pretrained=pretrained, seed=seed, epochs=epochs, batch=batch, lr=lr)
     return clf.frozen()
+
+# %% ../nbs/04_classifier.ipynb #53115176
+class _Probe(nn.Module):
+    "Features and a linear head."
+    def __init__(self, features, head):
+        super().__init__()
+        self.features, self.head = features, head
+    def forward(self, x): return self.head(self.features(x))
+
+@torch.no_grad()
+def _features(f, store, size, mean, std, device, batch=128):
+    "Features of all tiles: `[N, D]`, on the CPU."
+    norm, out = Classifier(f, 'ab', size, mean, std).to(device), []
+    for i in progress(range(0, len(store), batch)):
+        x = store.tensors(range(i, min(i + batch, len(store))))[0].to(device)
+        out.append(f(norm.normalised(x)).float().cpu())
+        if out[-1].ndim != 2: raise DataError(f'features: expected [N, D], found {list(out[-1].shape)}; pool them first, with lambda x: model(x).mean((2, 3)) for instance')
+    return torch.cat(out)
+
+def _logistic(x, y, tx, ty):
+    "Weight and bias of the logistic regression on standardised features that tells the tuning tiles best, of six strengths of regularisation."
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
+    best = None
+    for C in 10. ** np.arange(-4, 2):
+        with threadpool_limits(1): m = LogisticRegression(C=C, class_weight='balanced', max_iter=2000).fit(((x - mean) / std).numpy(), y.numpy())
+        w, b = (torch.from_numpy(v).float() for v in (m.coef_, m.intercept_))
+        if len(w) == 1: w, b = torch.cat([-w, w]) / 2, torch.cat([-b, b]) / 2
+        w = w / std
+        b = b - w @ mean
+        nll = float(F.cross_entropy(tx @ w.T + b, ty))
+        if best is None or nll < best[0]: best = nll, w, b, float(C)
+    return best
+
+def linear_probe(
+    store,                 # a `TileStore` with held-out tiles
+    features,              # callable: normalised [N, 3, size, size] -> [N, D]; or a timm or torchvision name
+    *,
+    weights=None,          # a file, where `features` is a name; default: ImageNet weights found on this machine
+    size:int|None=None,    # side in pixels that the features want; default: the store's
+    mean=None,             # normalisation on a scale from 0 to 1; default: the model's own, else ImageNet's
+    std=None,              # as `mean`
+    split_by:str|None=None, # as in `train_classifier`
+    seed:int=0,
+    device=None,           # default: a GPU when there is one
+)->Classifier:
+    "A linear head on frozen features, its regularisation and temperature chosen on tuning tiles, measured on the held-out ones. Raises `DataError` and `CheckpointError`."
+    by = split_by or store.manifest['split_by']
+    train, val = store.split(split_by)
+    _whole_classes((train, val))
+    fit, tune, tuned_by = _tuning_split(train, by, seed)
+    device, begin = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu')), time.time()
+    f = backbone(features, 0, weights, pretrained=True) if isinstance(features, str) else features
+    if isinstance(f, nn.Module): f = f.eval().requires_grad_(False).to(device)
+    cfg, size = getattr(f, 'pretrained_cfg', {}), size or store.size
+    mean, std = mean or cfg.get('mean', IMAGENET[0]), std or cfg.get('std', IMAGENET[1])
+    (x, y), (tx, ty) = ((_features(f, v, size, mean, std, device), torch.from_numpy(v.labels.copy())) for v in (fit, tune))
+    nll, w, b, C = _logistic(x, y, tx, ty)
+    head = nn.Linear(w.shape[1], len(w))
+    head.load_state_dict(dict(weight=w, bias=b))
+    clf = Classifier(_Probe(f, head), store.classes, size, mean, std).to(device)
+    clf.temperature = fit_temperature(*predict(clf, tune))
+    clf.report = _measured(clf, train, val, store, by, seconds=round(time.time() - begin, 1), tuned_by=tuned_by, seed=seed, C=C, features=w.shape[1])
+    return clf.frozen()
+
+# %% ../nbs/04_classifier.ipynb #fbc62f10
+def _stain_partners(store, seed, other):
+    "For each tile another tile of this view, of another class or of its own."
+    rng, y, out = np.random.default_rng(stream_seed(seed, 'partner')), store.labels, np.zeros(len(store), np.int64)
+    for c in np.unique(y):
+        pool = np.flatnonzero(y != c if other else y == c)
+        out[y == c] = rng.choice(pool, (y == c).sum())
+    return out
+
+def _adjusted_r2(x, y):
+    "Of an ordinary least squares fit with intercept."
+    a = np.c_[x, np.ones(len(x))]
+    rest = y - a @ np.linalg.lstsq(a, y, rcond=None)[0]
+    return 1 - rest.var() / max(y.var(), 1e-12) * (len(y) - 1) / (len(y) - x.shape[1] - 1)
+
+@torch.no_grad()
+def stain_dependence(
+    clf:Classifier,
+    store,            # a `TileStore` or a view: held-out tiles
+    seed:int=0,       # which tile lends its stain to which
+    batch:int=128,
+)->dict:
+    "Shares in [0, 1]: `flips` and `accuracy` in the stain of another class, `flips_same` and `accuracy_same` in that of another tile of the class, and `r2` of log-odds on stain within classes. Raises `DataError`."
+    logits, y = predict(clf, store)
+    if len(y.unique()) < 2: raise DataError(f'{store}: tiles of {len(y.unique())} class; stain is exchanged between two or more')
+    moments, out = torch.from_numpy(store.moments.copy()), dict(n=len(y))
+    for end, other in (('', True), ('_same', False)):
+        with_stain, new = moments[_stain_partners(store, seed, other)], []
+        for i in progress(range(0, len(y), batch)):
+            x, _ = store.tensors(range(i, min(i + batch, len(y))))
+            new.append(clf(restain(x, with_stain[i:i + batch]).to(clf.mean.device)).cpu().argmax(1))
+        new = torch.cat(new)
+        out |= {'flips' + end: float((new != logits.argmax(1)).double().mean()), 'accuracy' + end: float((new == y).double().mean())}
+    truth = F.one_hot(y, logits.shape[1]).bool()
+    odds = logits[truth] - logits.masked_fill(truth, -math.inf).logsumexp(1)
+    r2 = [(int((y == c).sum()), _adjusted_r2(store.moments[y == c], odds[y == c].double().numpy())) for c in y.unique() if (y == c).sum() > 9]
+    return out | dict(r2=float(np.average([r for _, r in r2], weights=[n for n, _ in r2])) if r2 else math.nan)

@@ -72,9 +72,9 @@ def hx_classifier(
     with user_errors():
         if Path(out).suffix != '.safetensors': raise HxError(f'{out}: expected a file name that ends in .safetensors')
         clf = train_classifier(TileStore(store), arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr, patience=patience, seed=seed,
-                               callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, held out: NLL {r['val_nll']:.3f}, accuracy {r['val_accuracy']:.3f}"))
+                               callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, tuning tiles: NLL {r['tune_nll']:.3f}, accuracy {r['tune_accuracy']:.3f}"))
         clf.save(out)
-        print(report_card(clf.report['val'], clf.report['rgb']), f"\ntemperature {clf.temperature:.2f}, {clf.report['seconds']:.0f} s -> {out}")
+        print(report_card(clf.report), f"\ntemperature {clf.temperature:.2f}, {clf.report['seconds']:.0f} s -> {out}")
 
 # %% ../nbs/20_cli.ipynb #a7625e90
 def wandb_callback(config, name):

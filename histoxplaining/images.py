@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'STAINS', 'INK', 'PAPER', 'ACCENT', 'CLASS_COLOURS', 'to_uint8', 'from_uint8',
-           'read_image', 'write_png', 'png_bytes', 'resize', 'resize_batch', 'dihedral', 'shift', 'optical_density',
-           'hed', 'from_hed', 'style', 'grid', 'show']
+           'read_image', 'write_png', 'png_bytes', 'resize', 'resize_batch', 'dihedral', 'shift', 'zoom',
+           'optical_density', 'hed', 'from_hed', 'stain_jitter', 'restain', 'style', 'grid', 'show']
 
 # %% ../nbs/01_images.ipynb #1b930e69
-import io, math, warnings
+import io, math
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
@@ -45,8 +45,7 @@ def read_image(
     "Read a PNG, JPEG or TIFF as uint8 RGB `[H, W, 3]`; grey becomes RGB, alpha is laid on white. Raises `DataError` with the file's name."
     name = name or (str(source) if isinstance(source, (str, Path)) else 'image')
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as im:
-            warnings.simplefilter('error', Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as im:
             if im.width * im.height > max_pixels: raise DataError(f'{name}: {im.width}x{im.height} pixels, more than the {max_pixels} allowed')
             im.load()
             if im.mode in ('RGBA', 'LA', 'PA') or 'transparency' in im.info:
@@ -56,7 +55,7 @@ def read_image(
             return np.asarray(im.convert('RGB'))
     except DataError: raise
     except FileNotFoundError: raise DataError(f'{name}: no such file') from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e: raise DataError(f'{name}: refused: {e}') from None
+    except Image.DecompressionBombError as e: raise DataError(f'{name}: refused: {e}') from None
     except Exception as e: raise DataError(f'{name}: not a readable {", ".join(FORMATS)} picture ({type(e).__name__}: {e})') from None
 
 def write_png(
@@ -117,6 +116,15 @@ def shift(
     p = F.pad(x, [m] * 4, mode='reflect')
     return torch.stack([p[i, :, m - int(b):m - int(b) + H, m - int(a):m - int(a) + W] for i, (a, b) in enumerate(zip(dx, dy))])
 
+# %% ../nbs/01_images.ipynb #ce56e9bf
+def zoom(
+    x:torch.Tensor,       # [N, C, H, W]
+    scale:torch.Tensor,   # [N]; above 1 the content gets larger
+)->torch.Tensor:
+    "Scale each sample about its middle, bilinearly, reflecting at the border. Differentiable."
+    theta = torch.eye(2, 3, dtype=x.dtype, device=x.device) / scale.to(x).view(-1, 1, 1)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), mode='bilinear', padding_mode='reflection', align_corners=False)
+
 # %% ../nbs/01_images.ipynb #6e989b56
 STAINS = torch.tensor([[.650, .704, .286],    # haematoxylin
                        [.072, .990, .105]])   # eosin (Ruifrok & Johnston 2001, optical density of R, G, B)
@@ -140,6 +148,26 @@ def from_hed(
 )->torch.Tensor:
     "The picture that these amounts of stain make: `[..., 3, H, W]` in [-1, 1]. Inverse of `hed`."
     return 2 * torch.exp(-torch.einsum('...shw,sc->...chw', s, STAINS.to(s))).clamp(0, 1) - 1
+
+# %% ../nbs/01_images.ipynb #b8b7e98c
+def stain_jitter(
+    x:torch.Tensor,     # [N, 3, H, W] in [-1, 1]
+    gain:torch.Tensor,  # [N, 2], of haematoxylin and eosin; 1 changes nothing
+    bias:torch.Tensor,  # [N, 2], in optical density; 0 changes nothing
+)->torch.Tensor:
+    "The same tissue, stained more or less: `gain * amount + bias` for haematoxylin and eosin, the residual kept: `[N, 3, H, W]` in [-1, 1]."
+    s = hed(x)
+    he = s[:, :2] * gain[:, :, None, None].to(x) + bias[:, :, None, None].to(x)
+    return from_hed(torch.cat([he, s[:, 2:]], 1))
+
+def restain(
+    x:torch.Tensor,        # [N, 3, H, W] in [-1, 1]
+    moments:torch.Tensor,  # [N, 4]: mean and deviation of haematoxylin, then of eosin, in optical density
+)->torch.Tensor:
+    "The same tissue with given moments of its stains, by the `gain` and `bias` that lead there: `[N, 3, H, W]` in [-1, 1]. What would be lighter than glass is clipped."
+    s, m = hed(x)[:, :2].flatten(2), moments.to(x).view(-1, 2, 2)
+    gain = m[..., 1] / s.std(2).clamp(min=1e-3)
+    return stain_jitter(x, gain, m[..., 0] - gain * s.mean(2))
 
 # %% ../nbs/01_images.ipynb #a63f427a
 INK, PAPER, ACCENT = '#22252b', '#ffffff', '#b3345f'  # text, background, the eosin pink of the house

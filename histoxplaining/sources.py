@@ -192,7 +192,7 @@ def open_source(
     return src
 
 # %% ../nbs/03_sources.ipynb #b3ce7f47
-MAX_LARGE = 2**29     # pixels of a large image that is cut into tiles: it is decoded whole, 1.6 GB
+MAX_LARGE = 13_000**2  # pixels of a large image that is cut into tiles: it is decoded whole, half a gigabyte, and Pillow refuses little more than that
 GLASS = .12           # mean optical density below which a pixel shows empty glass
 
 def channels(

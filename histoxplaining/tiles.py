@@ -376,7 +376,7 @@ def create(cls:TileStore,
     size:int=64,           # side of the tiles in pixels, a power of two from 16 up
     classes=None,          # which, in which order; or dict class -> labels of the source that make it; default: all, sorted
     val:float=.1,          # fraction of each class that is held out; 1: a store for testing only
-    split_by:str|None=None, # 'group', 'pseudo_slide' or 'random'; default: group where ids are known, else pseudo_slide
+    split_by:str|None=None, # 'group', 'pseudo_slide' or 'random'; default: group where ids are known, else pseudo_slide (random where that cannot be)
     seed:int=0,            # of the split
     workers:int|None=None, # decoding threads; default: one per core
     on_error:str='skip',   # a picture that cannot be read: 'skip' lists it in the manifest, 'raise' stops
@@ -408,7 +408,11 @@ def create(cls:TileStore,
         ids, groups = (None, None) if groups is None else np.unique(groups, return_inverse=True)
         by = split_by or ('pseudo_slide' if groups is None else 'group')
         if by == 'group' and groups is None: raise DataError(f"{source.path}: split_by='group', but no groups are known; give a group column or group=, or choose pseudo_slide")
-        split = hold_out(labels, manifest['classes'], val, seed, {'group': groups, 'pseudo_slide': pseudo, 'random': None}[by])
+        try: split = hold_out(labels, manifest['classes'], val, seed, {'group': groups, 'pseudo_slide': pseudo, 'random': None}[by])
+        except DataError as e:
+            if split_by or by == 'group': raise
+            print(f'{path.name}: split tile by tile, for there are too few stains to hold some out ({e})')
+            by, split = 'random', hold_out(labels, manifest['classes'], val, seed)
         manifest |= dict(val=val, seed=seed, split_by=by, groups=None if ids is None else ids.tolist())
         _put(env, [(b'labels', labels.tobytes()), (b'split', split.tobytes()), (b'names', json.dumps(names).encode()), (b'moments', moments.tobytes()), (b'pseudo', pseudo.tobytes())]
             + ([] if groups is None else [(b'groups', groups.astype(np.int64).tobytes())]))
