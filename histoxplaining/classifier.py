@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
-from .files import CheckpointError, DataError, draw, find_weights, load_meta, load_tensors, save_tensors, stream_seed
+from .files import CheckpointError, DataError, draw, find_weights, load_meta, load_tensors, progress, save_tensors, stream_seed
 from .images import resize_batch, restain, shift, stain_jitter, zoom
-from .tiles import Batches, progress
+from .tiles import Batches
 
 # %% ../nbs/04_classifier.ipynb #2af99826
 def _make(name, classes):
@@ -464,6 +464,16 @@ def _logistic(x, y, tx, ty):
         if best is None or nll < best[0]: best = nll, w, b, float(C)
     return best
 
+def _with_head(features, f, w, b):
+    "Features and head as one model, and its architecture: one that can be saved where the features have a name."
+    if not isinstance(features, str):
+        head = nn.Linear(w.shape[1], len(w))
+        head.load_state_dict(dict(weight=w, bias=b))
+        return _Probe(f, head), None
+    model, (head, *_) = _make(features, len(w))
+    _fit(model, {k: v.cpu() for k, v in f.state_dict().items()} | {f'{head}.weight': w, f'{head}.bias': b}, features)
+    return model, features
+
 def linear_probe(
     store,                 # a `TileStore` with held-out tiles
     features,              # callable: normalised [N, 3, size, size] -> [N, D]; or a timm or torchvision name
@@ -488,9 +498,8 @@ def linear_probe(
     mean, std = mean or cfg.get('mean', IMAGENET[0]), std or cfg.get('std', IMAGENET[1])
     (x, y), (tx, ty) = ((_features(f, v, size, mean, std, device), torch.from_numpy(v.labels.copy())) for v in (fit, tune))
     nll, w, b, C = _logistic(x, y, tx, ty)
-    head = nn.Linear(w.shape[1], len(w))
-    head.load_state_dict(dict(weight=w, bias=b))
-    clf = Classifier(_Probe(f, head), store.classes, size, mean, std).to(device)
+    model, arch = _with_head(features, f, w, b)
+    clf = Classifier(model, store.classes, size, mean, std, arch=arch).to(device)
     clf.temperature = fit_temperature(*predict(clf, tune))
     clf.report = _measured(clf, train, val, store, by, seconds=round(time.time() - begin, 1), tuned_by=tuned_by, seed=seed, C=C, features=w.shape[1])
     return clf.frozen()

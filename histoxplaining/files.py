@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['HxError', 'DataError', 'CheckpointError', 'atomic_write', 'write_json', 'read_json', 'sha256', 'save_tensors',
-           'load_meta', 'load_tensors', 'find_weights', 'stream_seed', 'stream', 'draw']
+           'load_meta', 'load_tensors', 'find_weights', 'progress', 'stream_seed', 'stream', 'draw']
 
 # %% ../nbs/00_files.ipynb #31d2b98d
-import contextlib, hashlib, json, os, tempfile
+import contextlib, hashlib, json, os, sys, tempfile, time
 from pathlib import Path
 import torch
+from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from safetensors.torch import load_file, save
 
 # %% ../nbs/00_files.ipynb #9f5fbe9f
@@ -113,6 +114,26 @@ def find_weights(
     names = [names] if isinstance(names, str) else names
     folders = [Path(p) for p in [os.environ.get('HX_WEIGHTS')] if p] + [Path(torch.hub.get_dir())/'checkpoints']
     return next((f/n for f in folders for n in names if (f/n).is_file()), None)
+
+# %% ../nbs/00_files.ipynb #4879a3d2
+def progress(
+    items,             # what to go through
+    total:int|None=None, # how many there are, where `len(items)` does not say
+    after:float=2.,    # seconds before a bar appears
+):
+    "Go through `items`, with a fastprogress bar (in a notebook or terminal, not in a log file) once it has taken a while; its clock counts from the start."
+    watched = IN_NOTEBOOK or sys.stdout.isatty()
+    total, start, bar = len(items) if total is None else total, time.time(), None
+    try:
+        for i, item in enumerate(items, 1):
+            yield item
+            if watched and bar is None and i < total and time.time() - start > after:
+                bar = progress_bar(range(total), leave=False)
+                bar.update(0)
+                bar.start_t = start
+            if bar is not None: bar.update(i)
+    finally:
+        if bar is not None and bar.last_v is not None: bar.on_iter_end()  # whoever stops early takes the bar down too
 
 # %% ../nbs/00_files.ipynb #8605176c
 def stream_seed(

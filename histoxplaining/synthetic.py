@@ -8,13 +8,13 @@ __all__ = ['CLASSES', 'FACTORS', 'CAUSES', 'Factor', 'draw_factors', 'render', '
 
 # %% ../nbs/02_synthetic.ipynb #b206be11
 import functools
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
 import torch.nn as nn, torch.nn.functional as F
-from fastprogress.fastprogress import progress_bar
 from threadpoolctl import ThreadpoolController
-from .files import DataError, load_meta, load_tensors, save_tensors, stream, stream_seed
+from .files import DataError, load_meta, load_tensors, progress, save_tensors, stream, stream_seed
 from .images import dihedral, from_hed, from_uint8, hed, resize_batch, to_uint8, write_png
 
 # %% ../nbs/02_synthetic.ipynb #ba20afbb
@@ -320,9 +320,8 @@ def render(
 
 # %% ../nbs/02_synthetic.ipynb #f81eadda
 def _render_all(drawn, size, seed):
-    "Index and tile, one after another, with a progress bar where it takes more than a moment."
-    todo = list(enumerate(drawn))
-    for i, (_, f) in progress_bar(todo, leave=False) if len(drawn) * size > 2**15 else todo: yield i, render(f, size, seed, i)
+    "Index and tile, one after another."
+    for i, (_, f) in enumerate(progress(drawn)): yield i, render(f, size, seed, i)
 
 def synthetic_tiles(
     n:int,               # number of tiles
@@ -409,7 +408,7 @@ def factor_reader(
     path=None,            # a file that `train_factor_reader` was saved to; default: the one that comes with this package
 )->FactorReader:
     "The trained reader, ready for use. Raises `CheckpointError`."
-    path = Path(__file__).parent/'data'/'factor_reader.safetensors' if path is None else path
+    path = files('histoxplaining')/'data'/'factor_reader.safetensors' if path is None else path
     net = FactorReader(load_meta(path).get('width', 24))
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_tensors(path).items()})
     return net.eval().requires_grad_(False)
