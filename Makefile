@@ -16,18 +16,9 @@ test: .venv/.dev
 lab: .venv/.dev
 	$(BIN)/jupyter lab nbs
 
-# With Quarto where it is installed, else by smalldocs; the site is in _docs. Not through nbdev_proc_nbs, which without
-# Quarto tries to install it and runs the first pip on the PATH. nbdev links to the published site: here, to the page beside.
-SITE := https://histoxplaining.github.io/histoxplaining
+# the site, in _docs: with Quarto where it is installed, else without
 docs: .venv/.dev
-	@if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else set -e; rm -rf _proc _docs; \
-	$(BIN)/python -c 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)'; \
-	$(BIN)/nbdev_sidebar; \
-	sed -E 's#- index\.ipynb#- {text: Overview, href: index.ipynb}#; s#- (([0-9]+)_(.*)\.ipynb)#- {text: "\2 \3", href: \1}#' nbs/sidebar.yml > _proc/sidebar.yml; \
-	(cd _proc && ../$(BIN)/smalldocs render 2>&1 | grep -v -e 'output-file is not read' -e 'commonmark is not built' -e 'keep-md is ignored'); \
-	test -f _proc/_docs/index.html; mv _proc/_docs _docs; \
-	cd _docs; for f in [0-9]*_*.html; do sed -i "s#$(SITE)/$${f#*_}#$$f#g" *.html; done; \
-	sed -i -E 's#\[`([^`]+)`\]\([^)]*\)#\1#g' *.html; fi
+	@if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else $(BIN)/python .ci/site.py; fi
 
 # notebooks -> module and README, notebooks without their metadata
 sync: .venv/.dev

@@ -22,8 +22,9 @@ _CSS = '''<style>
 .hx-explorer .hx-tile {border: 1px solid #c9ccd2; border-radius: 3px; background: #fff}
 .hx-cap {display: flex; justify-content: space-between; align-items: baseline; font-size: 13px; line-height: 20px; color: var(--jp-ui-font-color1, #22252b)}
 .hx-mark {font-size: 11px; line-height: 15px; padding: 0 5px; border: 1px solid currentColor; border-radius: 8px; opacity: .75}
-.hx-note {font-size: 13px; line-height: 20px; min-height: 20px; color: var(--jp-ui-font-color1, #22252b)}
+.hx-note {font-size: 13px; line-height: 20px; min-height: 20px; margin: 4px 0 8px; color: var(--jp-ui-font-color1, #22252b)}
 .hx-note.stop {border-left: 3px solid ACCENT; padding-left: 8px}
+.hx-note .cls {font-weight: 600}
 .hx-note .cls i {display: inline-block; width: 9px; height: 9px; border-radius: 2px; margin-right: 5px}
 .hx-bars {display: grid; grid-template-columns: minmax(60px, max-content) 1fr 42px; gap: 6px 8px; align-items: center; font-size: 13px; color: var(--jp-ui-font-color1, #22252b)}
 .hx-bars span {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
@@ -40,12 +41,12 @@ def _bars(classes, p, cf):
     rows = ''.join(f'<span title="{escape(c)}">{escape(c)}</span><div class="track"><i style="width:{100 * v:.1f}%;background:{_colour(cf, c)}"></i></div><b>{escape(p_text(v))}</b>' for c, v in zip(classes, p))
     return f'<div class="hx-bars">{rows}</div>'
 
-def _curve(cf, at):
-    "The curve of p(target), with a ring at the picture on the screen."
+def _curve(cf, size, p):
+    "The curve of p(target), with a ring at the picture on the screen: its edit size and probability."
     if not len(cf.steps): return ''
     x, y = _scale(cf)
     svg = _svg(cf)
-    if len(cf.frames): svg = svg.replace('class="here" r="7"', f'class="here" r="7" cx="{x(cf.frame_steps[at]):.1f}" cy="{y(cf.frame_p[at]):.1f}"')
+    if len(cf.frames): svg = svg.replace('class="here" r="7"', f'class="here" r="7" cx="{x(size):.1f}" cy="{y(p):.1f}"')
     return _cap(f'p({escape(cf.target)}) along the path') + f'<div class="hx-curve">{svg}</div>'
 
 def _cap(text, generated=False):
@@ -55,7 +56,8 @@ class _Path:
     "All that the slider swaps: encoded pictures with and without the change map, and the probabilities of every class."
     def __init__(self, explainer, cf):
         self.cf = cf
-        self.pictures = cf.frames if len(cf.frames) else cf.reconstruction[None]
+        moved = len(cf.frames) and cf.frame_steps[-1] > 0          # where the unedited picture is the answer already, there is no path
+        self.pictures, self.steps = (cf.frames, cf.frame_steps) if moved else (cf.reconstruction[None], [0.])
         self.p = explainer.probabilities(self.pictures).numpy()
         start = optical_density(from_uint8(self.pictures[0]))
         maps = [(optical_density(from_uint8(f)) - start).mean(0).numpy() for f in self.pictures]
@@ -88,15 +90,15 @@ class Explorer:
     def _build(self, width, target):
         "The widget tree."
         W, wide = widgets, widgets.Layout(width=f'{width}px')
-        self.kind = W.ToggleButtons(options=[('tile', 'tile'), ('generated', 'seed')] if len(self.tiles) else [('generated', 'seed')], style=W.ToggleButtonsStyle(button_width='86px'), tooltips=['a held-out tile', 'tissue made from a seed'])
+        self.kind = W.ToggleButtons(options=[('tile', 'tile'), ('generated', 'seed')] if len(self.tiles) else [('generated', 'seed')], style=W.ToggleButtonsStyle(button_width='104px'), tooltips=['a held-out tile', 'tissue made from a seed'])
         self.index = W.BoundedIntText(0, min=0, max=max(len(self.tiles) - 1, 0) if len(self.tiles) else 2**31 - 1, description='number', layout=W.Layout(width='190px'))
         self.target = W.Dropdown(options=[('the next likely', 'next'), *((c, c) for c in self.explainer.classes)], value=target, description='ask for', layout=W.Layout(width='260px'))
         self.original, self.edited = (W.Image(format='png', layout=W.Layout(width=f'{width}px', height=f'{width}px')) for _ in range(2))
         for im in (self.original, self.edited): im.add_class('hx-tile')
-        self.slider = W.IntSlider(0, 0, 1, description='edit', readout=False, continuous_update=True, layout=W.Layout(width=f'{width}px'))
+        self.slider = W.IntSlider(0, 0, 1, readout=False, continuous_update=True, tooltip='size of the edit', layout=W.Layout(width=f'{width}px'))
         self.change = W.Checkbox(False, description='show where it changed', indent=False, layout=wide)
         self.note, self.bars, self.curve, self._left, self._right, self._size = (W.HTML() for _ in range(6))
-        for h in (self.bars, self.curve): h.layout.width = f'{width + 40}px'
+        for h, w in ((self._left, width), (self._right, width), (self._size, width), (self.bars, width + 40), (self.curve, width + 40)): h.layout.width = f'{w}px'
         column = lambda *kids: W.VBox(kids, layout=W.Layout(margin='0 22px 10px 0'))
         row = lambda *kids: W.HBox(kids, layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
         self.widget = W.VBox([W.HTML(_CSS), row(self.kind, self.index, self.target), self.note,
@@ -143,8 +145,8 @@ class Explorer:
 
     def _answer(self, cf):
         "The outcome in a sentence."
-        if not cf.success: return f'{_class(cf, cf.source)} No counterfactual: {escape(cf.reason)}.'
-        return f'{_class(cf, cf.source)} → {_class(cf, cf.target)}  flipped by an edit of {cf.step:.2f} s.d. {escape(caution(cf))}'
+        if not cf.success: return f'It says {_class(cf, cf.source)}. No counterfactual: {escape(cf.reason)}.'
+        return f'It says {_class(cf, cf.source)}; an edit of {cf.step:.2f} s.d. makes it say {_class(cf, cf.target)} with p {escape(p_text(cf.p))}. {escape(caution(cf))}'
 
     def _say(self, html, stop=False): self.note.value = f'<div class="hx-note{" stop" if stop else ""}">{html}</div>'
 
@@ -152,12 +154,12 @@ class Explorer:
         "Let everything follow the slider."
         if self._path is None or self._asking: return
         cf, at = self._path.cf, min(self.slider.value, len(self._path.pictures) - 1)
-        size = float(cf.frame_steps[at]) if len(cf.frames) else 0.
+        size, p = float(self._path.steps[at]), self._path.p[at]
         self.edited.value = (self._path.changed if self.change.value else self._path.plain)[at]
         title = 'Reconstruction' if at == 0 else 'Counterfactual' if cf.success and at == len(self._path.pictures) - 1 else 'Edited'
-        self._right.value = _cap(f'{title} · p({escape(cf.target)}) {escape(p_text(self._path.p[at][cf.classes.index(cf.target)]))}', True)
-        self._size.value = f'<div class="hx-cap"><span>size of the edit {size:.2f} s.d.</span></div>'
-        self.bars.value, self.curve.value = _cap('What the classifier says to it') + _bars(cf.classes, self._path.p[at], cf), _curve(cf, at)
+        self._right.value = _cap(f'{title} · p({escape(cf.target)}) {escape(p_text(p[cf.classes.index(cf.target)]))}', True)
+        self._size.value = f'<div class="hx-cap"><span>size of the edit {size:.2f} s.d.</span><span>{"orange: more stain, blue: less" if self.change.value else ""}</span></div>'
+        self.bars.value, self.curve.value = _cap('What the classifier says to it') + _bars(cf.classes, p, cf), _curve(cf, size, p[cf.classes.index(cf.target)])
 
     def select(self,
         tile:int|None=None,     # number of a tile of the store

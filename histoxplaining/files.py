@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HxError', 'DataError', 'CheckpointError', 'atomic_write', 'write_json', 'read_json', 'sha256', 'save_tensors',
-           'load_meta', 'load_tensors', 'find_weights', 'progress', 'stream_seed', 'stream', 'draw']
+           'load_meta', 'load_tensors', 'find_weights', 'progress', 'fetch', 'stream_seed', 'stream', 'draw']
 
 # %% ../nbs/00_files.ipynb #31d2b98d
-import contextlib, hashlib, json, os, sys, tempfile, time
+import contextlib, hashlib, http.client, itertools, json, os, re, sys, tempfile, time
+import urllib.error, urllib.parse, urllib.request
 from pathlib import Path
 import torch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
@@ -134,6 +135,88 @@ def progress(
             if bar is not None: bar.update(i)
     finally:
         if bar is not None and bar.last_v is not None: bar.on_iter_end()  # whoever stops early takes the bar down too
+
+# %% ../nbs/00_files.ipynb #d51e16fb
+class _Again(Exception): "A transfer that may go better next time; with a second argument: from the start."
+
+_BLOCK = 2**18   # bytes between two looks at the connection
+
+def _request(url, have, timeout):
+    "Open a connection, for what comes after `have` bytes: (response, where it starts, bytes of the whole or None)."
+    head = {'Accept-Encoding': 'identity', 'User-Agent': 'histoxplaining'} | ({'Range': f'bytes={have}-'} if have else {})
+    try: r = urllib.request.urlopen(urllib.request.Request(url, headers=head), timeout=timeout)
+    except urllib.error.HTTPError as e:
+        if e.code in (408, 416, 425, 429) or e.code >= 500: raise _Again(f'the server says {e.code} {e.reason}', *[True] * (e.code == 416)) from None
+        raise DataError(f'{url}: the server says {e.code} {e.reason}') from None
+    except (OSError, http.client.HTTPException) as e: raise _Again(str(e)) from None
+    length = r.headers.get('Content-Length')
+    if r.status == 200: return r, 0, int(length) if length else None
+    m = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', r.headers.get('Content-Range', ''))
+    if r.status == 206 and m and int(m[1]) == have: return r, have, int(m[2]) if m[2] != '*' else None
+    r.close()
+    raise _Again(f'the server answered {r.status} with the range {r.headers.get("Content-Range")!r} when asked for the bytes from {have}', True)
+
+def _transfer(url, part, size, timeout):
+    "Append what is missing to `part`; start over where the server cannot continue."
+    have = part.stat().st_size if part.exists() else 0
+    if size is not None and have > size: have = 0
+    if size is not None and have == size: return
+    try: r, start, total = _request(url, have, timeout)
+    except _Again as e:
+        if len(e.args) > 1: part.unlink(missing_ok=True)    # it cannot continue: then from the start
+        raise
+    if size is not None and total is not None and total != size: raise _Again(f'the server has {total} bytes, expected {size}')
+    total = total or size
+    with r, open(part, 'ab' if start else 'wb') as f:
+        for _ in itertools.count() if total is None else progress(range(-(-(total - start) // _BLOCK))):
+            try: block = r.read(_BLOCK)
+            except (OSError, http.client.HTTPException) as e: raise _Again(str(e)) from None
+            if not block: break
+            f.write(block)
+    have = part.stat().st_size
+    if total is not None and have < total: raise _Again(f'the connection closed after {have} of {total} bytes')
+
+def _differs(path, size, checksum):
+    "What is wrong with a file, or ''."
+    if size is not None and path.stat().st_size != size: return f'{path.stat().st_size} bytes, expected {size}'
+    if checksum is None: return ''
+    kind, _, want = checksum.partition(':')
+    with open(path, 'rb') as f: found = hashlib.file_digest(f, kind).hexdigest()
+    return '' if found == want.lower() else f'{kind} {found}, expected {want}'
+
+def fetch(
+    url:str,                   # http or https
+    path,                      # the file to make
+    *,
+    size:int|None=None,        # its length in bytes, where it is known
+    checksum:str|None=None,    # 'md5:…' or 'sha256:…', where it is known
+    tries:int=8,               # attempts in this call, before it gives up
+    wait:float=1.,             # seconds before the second attempt; doubled each time, 30 at most
+    timeout:float=60.,         # seconds without a byte after which a connection is given up
+)->Path:
+    "Fetch a file resumably. Raises `DataError`; what has come is then kept as `<path>.part`, and the same call goes on from there."
+    path, part, spoilt = Path(path), Path(f'{path}.part'), ''
+    if urllib.parse.urlparse(url).scheme not in ('http', 'https'): raise DataError(f'{url}: expected an address that starts with https:// or http://')
+    if checksum is not None and checksum.partition(':')[0] not in ('md5', 'sha256', 'sha512'): raise DataError(f'{path.name}: checksum {checksum!r}: expected md5:…, sha256:… or sha512:…')
+    if path.exists():
+        if bad := _differs(path, size, checksum): raise DataError(f'{path}: exists already, but is not the file expected ({bad}); move it away')
+        return path
+    why = ''
+    for k in range(tries):
+        if k: time.sleep(min(wait * 2 ** (k - 1), 30))
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            _transfer(url, part, size, timeout)
+            if not (bad := _differs(part, size, checksum)):
+                os.replace(part, path)
+                _sync_dir(path.parent)
+                return path
+        except _Again as e: why = e.args[0]; continue
+        except OSError as e: raise DataError(f'{part}: cannot be written ({e.strerror}); what has come so far is kept') from None
+        part.unlink()
+        if spoilt: raise DataError(f'{url}: came twice with the wrong contents ({bad})')
+        spoilt = why = bad
+    raise DataError(f'{url}: gave up after {tries} attempts ({why})' + (f'; {part.stat().st_size} bytes are kept in {part.name}, and the same call goes on from there' if part.exists() else ''))
 
 # %% ../nbs/00_files.ipynb #8605176c
 def stream_seed(

@@ -1,0 +1,81 @@
+"""The documentation site from the executed notebooks, without Quarto: `python .ci/site.py` in the project's folder writes it to _docs.
+
+nbdev prepares the notebooks, smalldocs renders them. What is done here beside calling them: the order of the sidebar, links between rooms that stay in this copy of the site, formulas as MathML
+(so that the pages need no network), and a text for every picture that has none. Not through nbdev_proc_nbs, which without Quarto tries to install it."""
+import os, re, shutil, subprocess, sys
+from configparser import ConfigParser
+from pathlib import Path
+from bs4 import BeautifulSoup
+from latex2mathml.converter import convert
+
+TUTORIALS = {'from_your_tiles': 'From your tiles to a report'}
+
+
+def sidebar(nbs):
+    "What stands at the left of every page, in the order in which a newcomer walks: overview, tutorials, rooms."
+    entry = lambda text, href: f'          - text: "{text}"\n            href: {href}\n'
+    rooms = sorted(p.name for p in nbs.glob('[0-9]*.ipynb'))
+    return ('website:\n  sidebar:\n    contents:\n      - text: Overview\n        href: index.ipynb\n'
+        '      - section: Tutorials\n        contents:\n' + ''.join(entry(t, f'tutorials/{n}.ipynb') for n, t in TUTORIALS.items())
+        + '      - section: Rooms\n        contents:\n' + ''.join(entry(f'{n[:2]} {n[3:-6].replace("_", " ")}', n) for n in rooms))
+
+
+def mathml(soup):
+    "Formulas as MathML."
+    for span in soup.select('span.math'):
+        latex = span.get_text().strip()
+        block = latex.startswith(r'\[')
+        span.replace_with(BeautifulSoup(convert(latex[2:-2], display='block' if block else 'inline'), 'html.parser'))
+    for tag in soup.select('[href*="katex"], [src*="katex"]'): tag.decompose()
+    for tag in soup.find_all('script', src=False):
+        if 'renderMath' in tag.get_text(): tag.decompose()
+
+
+def local_links(soup, site, rooms, up):
+    "nbdev links to the published site, room by module name: here, to the page beside."
+    for a in soup.select(f'a[href^="{site}"]'):
+        page, _, anchor = a['href'].removeprefix(site).lstrip('/').partition('#')
+        page = rooms.get(page.removesuffix('.html'), page or 'index.html')
+        a['href'] = up + page + (f'#{anchor}' if anchor else '')
+
+
+def alt_texts(soup):
+    "A picture made by code is called after the heading above it."
+    for img in soup.find_all('img'):
+        if img.get('alt'): continue
+        above = img.find_previous(['h1', 'h2', 'h3'])
+        img['alt'] = f'Figure: {above.get_text(" ", strip=True) if above else "histoxplaining"}'
+
+
+def finish(page, root, site, rooms):
+    soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
+    mathml(soup)
+    local_links(soup, site, rooms, '../' * (len(page.relative_to(root).parts) - 1))
+    alt_texts(soup)
+    html = re.sub(r'\[(?:`|<code>)([^`<]+)(?:`|</code>)\]\([^)\s]*\)', r'\1', str(soup))   # a link inside a code comment stays a word
+    page.write_text(html, encoding='utf-8')
+
+
+def build():
+    from nbdev.serve import proc_nbs
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read('settings.ini', encoding='utf-8')
+    cfg = cfg['DEFAULT']
+    site = cfg['doc_host'] + cfg['doc_baseurl']
+    for d in ('_proc', '_docs'): shutil.rmtree(d, ignore_errors=True)
+    Path('nbs/sidebar.yml').write_text(sidebar(Path('nbs')), encoding='utf-8')
+    proc_nbs(n_workers=0)
+    shutil.copy('nbs/sidebar.yml', '_proc/sidebar.yml')
+    done = subprocess.run([Path(sys.executable).parent/'smalldocs', 'render'], cwd='_proc', capture_output=True, text=True)
+    quiet = ('output-file is not read', 'commonmark is not built', 'keep-md is ignored')
+    for line in (done.stdout + done.stderr).splitlines():
+        if not any(q in line for q in quiet): print(line)
+    if done.returncode or not Path('_proc/_docs/index.html').exists(): sys.exit('the site was not built')
+    shutil.move('_proc/_docs', '_docs')
+    shutil.copytree('nbs/figures', '_docs/figures', dirs_exist_ok=True)
+    root, rooms = Path('_docs'), {p.stem.split('_', 1)[1]: f'{p.stem}.html' for p in Path('nbs').glob('[0-9]*.ipynb')}
+    for page in root.rglob('*.html'): finish(page, root, site, rooms)
+    print(f'{sum(1 for _ in root.rglob("*.html"))} pages in {root.resolve().name}')
+
+
+if __name__ == '__main__': build()
