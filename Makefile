@@ -27,7 +27,7 @@ sync: .venv/.dev
 	$(MAKE) readme
 
 readme: .venv/.dev
-	$(BIN)/python -m nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](figures/#](nbs/figures/#g' > .README.tmp && mv .README.tmp README.md
+	$(BIN)/python -m nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed -E 's#\]\((figures|tutorials)/#](nbs/\1/#g' > .README.tmp && mv .README.tmp README.md
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; make PYTHON=/path/to/python3.12 ..."'

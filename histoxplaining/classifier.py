@@ -388,6 +388,7 @@ def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, callb
 
 def _whole_classes(parts):
     for part in parts:
+        part.pseudo_slides                                   # a store of an older version is refused now, and not after the training
         gone = [c for c, n in part.counts.items() if not n]
         if gone: raise DataError(f'{part}: no tiles of {", ".join(gone)}; make the store with val between 0 and 1 and at least two tiles of each class')
 

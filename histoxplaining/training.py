@@ -53,7 +53,7 @@ class TrainConfig:
     l1_weight:float = 1.           # reconstruction, pixels
     coarse_weight:float = 5.       # reconstruction, 4x4 averages
     perceptual_weight:float = 1.   # reconstruction, features
-    perceptual:str = 'auto'        # 'lpips', 'lite0', 'auto'
+    perceptual:str = 'auto'        # 'lpips', 'lite0', 'auto': LPIPS from 64 px up, where AlexNet's weights are found
     adv_weight:float = .5          # plain discriminator's term       } share of the pixel gradient, relative
     proj_weight:float = 1.         # projected discriminator's term   } to the reconstruction's
     kl_weight:float = .5           # classifier's term, after its ramp }
@@ -90,7 +90,7 @@ def resolve(
         ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100), r1_gamma=.0002 * size**2 / cfg.batch,
         ema_kimg=cfg.batch * 10 / 32, proj_res=min(2 * size, 224), snap_kimg=min(cfg.kimg / 10, 50))
     cfg = replace(cfg, **{k: v for k, v in filled.items() if getattr(cfg, k) is None})
-    if cfg.perceptual == 'auto': cfg = replace(cfg, perceptual='lpips' if alexnet_weights() else 'lite0')
+    if cfg.perceptual == 'auto': cfg = replace(cfg, perceptual='lpips' if size >= 64 and alexnet_weights() else 'lite0')   # AlexNet's strides leave little of 32 pixels
     if cfg.device == 'auto': cfg = replace(cfg, device='cuda' if torch.cuda.is_available() else 'cpu')
     if cfg.device.split(':')[0] not in ('cpu', 'cuda') or cfg.device != 'cpu' and not torch.cuda.is_available(): raise HxError(f"device '{cfg.device}': expected auto, cpu, or cuda where there is one")
     return cfg
