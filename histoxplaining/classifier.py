@@ -302,17 +302,15 @@ def report_card(
     report:dict,               # `clf.report`, of `train_classifier` or `linear_probe`
     random:dict|None=None,     # the report of the same classifier trained and measured on a random split
 )->str:
-    "Markdown tables: the classifier beside what colour alone reaches, on the honest split and on a random one; then its confusion, and the pseudo-slides where it does worst."
+    "Markdown tables: the classifier beside what colour alone reaches, on the honest split and on a random one (NLL and ECE before → after the temperature); its confusion; the pseudo-slides where it does worst."
     val, rgb = report['val'], report.get('rgb')
-    cols = {f"classifier, {report['tiles']['split_by'].replace('_', '-')} split": val}
-    if random: cols['classifier, random split'] = random['val']
+    rows = {f"classifier, {report['tiles']['split_by'].replace('_', '-')} split": val}
+    if random: rows['classifier, random split'] = random['val']
     for name, r in (('colour alone', rgb), ('colour alone, random split', report.get('rgb_random'))):
-        if r: cols |= {f'{name}, linear': r, f'{name}, trees': r['trees']}
-    row = lambda name, f: f"| {name} | {' | '.join(f(c) for c in cols.values())} |"
-    out = [f"| {val['n']} held-out tiles | {' | '.join(cols)} |", '|' + '---|' * (len(cols) + 1)]
-    out += [row(name, lambda c: f'{c[k]:.3f}') for name, k in [('accuracy', 'accuracy'), ('balanced accuracy', 'balanced_accuracy'), ('AUC', 'auc')]]
-    arrow = lambda k: lambda c: f"{c[k + '_raw']:.3f} → {c[k]:.3f}" if k + '_raw' in c else f'{c[k]:.3f}' if k in c else ''
-    out += [row(f'{name}, before → after temperature', arrow(k)) for name, k in [('NLL', 'nll'), ('calibration error (ECE)', 'ece')]]
+        if r: rows |= {f'{name}, linear': r, f'{name}, trees': r['trees']}
+    arrow = lambda r, k: f"{r[k + '_raw']:.3f} → {r[k]:.3f}" if k + '_raw' in r else f'{r[k]:.3f}' if k in r else ''
+    out = [f"| {val['n']} held-out tiles | accuracy | balanced | AUC | NLL | ECE |", '|---|---|---|---|---|---|']
+    out += [f"| {name} | {r['accuracy']:.3f} | {r['balanced_accuracy']:.3f} | {r['auc']:.3f} | {arrow(r, 'nll')} | {arrow(r, 'ece')} |" for name, r in rows.items()]
     names = list(report['tiles']['counts'])
     out += ['', f"| truth ↓ answer → | {' | '.join(names)} |", '|' + '---|' * (len(names) + 1)]
     out += [f"| {c} | {' | '.join(map(str, line))} |" for c, line in zip(names, val['confusion'])]

@@ -130,6 +130,7 @@ def _describe(cf, d, j, explainer, w, feat, frames, classifier):
     if frames > 1:
         cf.frame_steps = np.linspace(0, last, frames).astype(np.float32)
         cf.frames = _render(explainer, w[j:j + 1].expand(frames, -1, -1), None if feat is None else feat[j:j + 1].expand(frames, -1, -1, -1), d['direction'], cf.frame_steps)
+        cf.frames[0] = cf.reconstruction                          # another batch size can round a grey level differently: one picture, one set of bytes
         if cf.success: cf.frames[-1] = cf.counterfactual
         cf.frame_p = explainer.probabilities(cf.frames, classifier)[:, explainer.class_index(cf.target)].numpy()
 

@@ -196,4 +196,5 @@ class Explorer:
     @property
     def probs(self): return dict(zip(self.cf.classes, self._path.p[min(self.slider.value, len(self._path.pictures) - 1)].tolist()))
 
-    def _repr_mimebundle_(self, **kw): return self.widget._repr_mimebundle_(**kw)
+    def __repr__(self): return f'Explorer of {self.explainer!r}: alive where its notebook runs'
+    def _repr_mimebundle_(self, **kw): return self.widget._repr_mimebundle_(**kw) | {'text/plain': repr(self)}
