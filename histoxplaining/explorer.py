@@ -158,7 +158,7 @@ class Explorer:
         self.edited.value = (self._path.changed if self.change.value else self._path.plain)[at]
         title = 'Reconstruction' if at == 0 else 'Counterfactual' if cf.success and at == len(self._path.pictures) - 1 else 'Edited'
         self._right.value = _cap(f'{title} · p({escape(cf.target)}) {escape(p_text(p[cf.classes.index(cf.target)]))}', True)
-        self._size.value = f'<div class="hx-cap"><span>size of the edit {size:.2f} s.d.</span><span>{"orange: more stain, blue: less" if self.change.value else ""}</span></div>'
+        self._size.value = _cap(f'size of the edit {size:.2f} s.d.') + (_cap('orange: more stain, blue: less') if self.change.value else '')
         self.bars.value, self.curve.value = _cap('What the classifier says to it') + _bars(cf.classes, p, cf), _curve(cf, size, p[cf.classes.index(cf.target)])
 
     def select(self,
@@ -196,5 +196,5 @@ class Explorer:
     @property
     def probs(self): return dict(zip(self.cf.classes, self._path.p[min(self.slider.value, len(self._path.pictures) - 1)].tolist()))
 
-    def __repr__(self): return f'Explorer of {self.explainer!r}: alive where its notebook runs'
+    def __repr__(self): return f'Explorer({", ".join(self.explainer.classes)}; {len(self.tiles)} tiles): alive where its notebook runs'
     def _repr_mimebundle_(self, **kw): return self.widget._repr_mimebundle_(**kw) | {'text/plain': repr(self)}
