@@ -190,8 +190,8 @@ def fetch(
     *,
     size:int|None=None,        # its length in bytes, where it is known
     checksum:str|None=None,    # 'md5:…' or 'sha256:…', where it is known
-    tries:int=8,               # attempts in this call, before it gives up
-    wait:float=1.,             # seconds before the second attempt; doubled each time, 30 at most
+    tries:int=8,               # attempts in a row that bring nothing new, before it gives up
+    wait:float=1.,             # seconds after the first such attempt; doubled each time, 30 at most
     timeout:float=60.,         # seconds without a byte after which a connection is given up
 )->Path:
     "Fetch a file resumably. Raises `DataError`; what has come is then kept as `<path>.part`, and the same call goes on from there."
@@ -201,9 +201,9 @@ def fetch(
     if path.exists():
         if bad := _differs(path, size, checksum): raise DataError(f'{path}: exists already, but is not the file expected ({bad}); move it away')
         return path
-    why = ''
-    for k in range(tries):
-        if k: time.sleep(min(wait * 2 ** (k - 1), 30))
+    why, failed, furthest = '', 0, part.stat().st_size if part.exists() else 0
+    while failed < tries:
+        if failed: time.sleep(min(wait * 2 ** (failed - 1), 30))
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
             _transfer(url, part, size, timeout)
@@ -211,12 +211,15 @@ def fetch(
                 os.replace(part, path)
                 _sync_dir(path.parent)
                 return path
-        except _Again as e: why = e.args[0]; continue
+        except _Again as e:
+            now = part.stat().st_size if part.exists() else 0
+            why, failed, furthest = e.args[0], 0 if now > furthest else failed + 1, max(now, furthest)
+            continue
         except OSError as e: raise DataError(f'{part}: cannot be written ({e.strerror}); what has come so far is kept') from None
         part.unlink()
         if spoilt: raise DataError(f'{url}: came twice with the wrong contents ({bad})')
         spoilt = why = bad
-    raise DataError(f'{url}: gave up after {tries} attempts ({why})' + (f'; {part.stat().st_size} bytes are kept in {part.name}, and the same call goes on from there' if part.exists() else ''))
+    raise DataError(f'{url}: gave up after {tries} attempts in vain ({why})' + (f'; {part.stat().st_size} bytes are kept in {part.name}, and the same call goes on from there' if part.exists() else ''))
 
 # %% ../nbs/00_files.ipynb #8605176c
 def stream_seed(
