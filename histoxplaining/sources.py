@@ -72,14 +72,19 @@ def _by_folder(names, classes, source, group):
     wanted = {l for v in chosen.values() for l in v}
     return [Item(n, PurePosixPath(n).parts[0], '', stamp) for n, stamp in sorted(names.items()) if PurePosixPath(n).parts[0] in wanted and '/' in n], chosen
 
+def _rows(rows, source):
+    "The rows of a table; what the CSV reader cannot read is named with its line."
+    try: yield from rows
+    except csv.Error as e: raise DataError(f'{source}, line {rows.line_num + 1}: not a row of a CSV table ({e})') from None
+
 def _by_table(text, names, classes, source, group):
     "Items from the rows of a CSV; `names` maps what can be read to its stamp, or is a function path -> stamp or None."
     rows = csv.DictReader(io.StringIO(text.removeprefix('\ufeff')))
     head = [h.strip().lower() for h in rows.fieldnames or []]
-    if not {'path', 'label'} <= set(head): raise DataError(f'{source}: expected the columns path,label and perhaps group in the first line; found {", ".join(head) or "an empty file"}')
+    if not {'path', 'label'} <= set(head): raise DataError(f'{source}: expected the columns path,label and perhaps group in the first line, separated by commas; found {", ".join(head) or "an empty file"}')
     rows.fieldnames = head
     items, lines = [], {}
-    for row in rows:
+    for row in _rows(rows, source):
         name, label, slide = (str(row.get(k) or '').strip() for k in ('path', 'label', 'group'))
         if not name or not label: raise DataError(f'{source}, line {rows.line_num}: expected a path and a label; found {name or "no path"}, {label or "no label"}')
         if name in lines: raise DataError(f'{source}, line {rows.line_num}: {name} is listed twice (line {lines[name]})')
@@ -98,7 +103,7 @@ def _by_table(text, names, classes, source, group):
 
 def _stamp(path):
     try: s = os.stat(path)
-    except OSError: return 'missing'
+    except (OSError, ValueError): return 'missing'
     return f'{s.st_size} {s.st_mtime_ns}'
 
 def _text(raw, name):
@@ -171,7 +176,7 @@ def open_source(
     within = lambda name: (path if path.is_dir() else path.parent)/name
     def read(name):
         try: return within(name).read_bytes()
-        except OSError as e: raise DataError(f'{name}: {e.strerror}') from None
+        except (OSError, ValueError) as e: raise DataError(f'{name!r}: not the name of a file ({e})' if isinstance(e, ValueError) else f'{name}: {e.strerror}') from None
     if path.is_dir():
         if (path/'data.mdb').exists(): raise DataError(f'{path}: is a tile store already')
         names = {p.relative_to(path).as_posix(): _stamp(p) for p in path.rglob('*') if _is_picture(p.relative_to(path).as_posix()) and p.is_file()}

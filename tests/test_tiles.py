@@ -92,6 +92,8 @@ def table(folder, text):
 
 @pytest.mark.parametrize('text, says', [
     ('file,class\na.png,benign\n', 't.csv: expected the columns path,label'),
+    ('path;label\na.png;benign\n', 't.csv: expected the columns path,label and perhaps group in the first line, separated by commas; found path;label'),
+    ('path,label\n' + 200_000 * 'a' + ',benign\n', 't.csv, line 2: not a row of a CSV table'),
     ('path,label\n', 't.csv: has a header but no rows'),
     ('path,label\na.png,\n', 't.csv, line 2: expected a path and a label; found a.png, no label'),
     ('path,label\na.png,benign\na.png,tumour\n', 't.csv, line 3: a.png is listed twice (line 2)'),
