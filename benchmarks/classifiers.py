@@ -8,7 +8,7 @@ import argparse, json, os, tempfile, time
 from pathlib import Path
 
 from histoxplaining.classifier import stain_dependence, train_classifier
-from histoxplaining.files import write_json
+from histoxplaining.files import read_json, write_json
 from histoxplaining.tiles import TileStore
 
 FIGURES = ('accuracy', 'auc', 'ece_raw', 'ece', 'flips', 'accuracy_restained', 'flips_same', 'r2')
@@ -20,7 +20,7 @@ def main():
     p.add_argument('--size', type=int, default=64)
     p.add_argument('--epochs', type=int, default=6)
     p.add_argument('--seed', type=int, default=0, help='of split and training')
-    p.add_argument('--out', help='write the figures there too')
+    p.add_argument('--out', help='add the figures to the list in this file')
     p.add_argument('--save', help='folder for the four classifiers')
     p.add_argument('--quick', action='store_true', help='every eighth tile, one epoch')
     a = p.parse_args()
@@ -47,7 +47,7 @@ def main():
         out = dict(counts=store.counts, size=store.size, seed=a.seed, epochs=1 if a.quick else a.epochs, rows=rows)
     print('\n| classifier | split | ' + ' | '.join(FIGURES) + ' |')
     for r in rows: print(f"| {r['classifier']} | {r['split']} | " + ' | '.join('' if r.get(k) is None else f'{r[k]:.3f}' for k in FIGURES) + ' |')
-    if a.out: write_json(a.out, out)
+    if a.out: write_json(a.out, (read_json(a.out) if Path(a.out).exists() else []) + [out])
     print(json.dumps(out))
 
 if __name__ == '__main__': main()
