@@ -110,23 +110,23 @@ class ToRGB(nn.Module):
         return bias_act(modulated_conv2d(x, self.weight, s * self.gain, None, demodulate=False), self.bias, clamp=self.conv_clamp)
 
 class Block(nn.Module):
-    "One resolution of the skip generator: two convolutions (one at 4x4) and ToRGB."
+    "One resolution of the skip generator: two convolutions (one at 4x4, on a learned constant of `in_channels`) and ToRGB."
     def __init__(self, in_channels, out_channels, w_dim, resolution, conv_clamp=None):
         super().__init__()
-        if resolution == 4: self.const = nn.Parameter(torch.randn(out_channels, 4, 4))
+        if resolution == 4: self.const = nn.Parameter(torch.randn(in_channels, 4, 4))
         else: self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=2, conv_clamp=conv_clamp)
-        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, conv_clamp=conv_clamp)
+        self.conv1 = SynthesisLayer(in_channels if resolution == 4 else out_channels, out_channels, w_dim, resolution, conv_clamp=conv_clamp)
         self.torgb = ToRGB(out_channels, w_dim, conv_clamp)
 
 # %% ../nbs/07_networks.ipynb #4fc5ce6f
 class Synthesis(nn.Module):
     "w (or StyleSpace s, and a layout code) to pictures."
-    def __init__(self, size, w_dim=512, channel_base=16384, channel_max=512, conv_clamp=None, feat_channels=16, feat_res=8):
+    def __init__(self, size, w_dim=512, channel_base=16384, channel_max=512, conv_clamp=None, feat_channels=16, feat_res=8, const_channels=None):
         super().__init__()
         self.size, self.w_dim, self.feat_channels, self.feat_res = size, w_dim, feat_channels, feat_res
         self.resolutions = _resolutions(size)
         ch = {r: channels(r, channel_base, channel_max) for r in self.resolutions}
-        for r in self.resolutions: setattr(self, f'b{r}', Block(ch.get(r // 2), ch[r], w_dim, r, conv_clamp))
+        for r in self.resolutions: setattr(self, f'b{r}', Block(const_channels or ch[4] if r == 4 else ch[r // 2], ch[r], w_dim, r, conv_clamp))
         self.register_buffer('resample_filter', setup_filter(RESAMPLE), persistent=False)
         if feat_channels:
             self.layout = nn.Conv2d(feat_channels, ch[feat_res], 1, bias=False)
@@ -184,12 +184,13 @@ class Generator(nn.Module):
         conv_clamp:float|None=None, # clamp of layer outputs (256 for mixed precision)
         feat_channels:int=16,       # channels of the layout code; 0: none
         feat_res:int=8,             # its side
+        const_channels:int|None=None, # channels of the learned constant; None: those of the 4x4 layer. More in files of the lineage
     ):
         super().__init__()
         self.init = dict(size=size, c_dim=c_dim, z_dim=z_dim, w_dim=w_dim, channel_base=channel_base, channel_max=channel_max,
-                         map_layers=map_layers, conv_clamp=conv_clamp, feat_channels=feat_channels, feat_res=feat_res)
+                         map_layers=map_layers, conv_clamp=conv_clamp, feat_channels=feat_channels, feat_res=feat_res, const_channels=const_channels)
         self.size, self.z_dim, self.c_dim, self.w_dim = size, z_dim, c_dim, w_dim
-        self.synthesis = Synthesis(size, w_dim, channel_base, channel_max, conv_clamp, feat_channels, feat_res)
+        self.synthesis = Synthesis(size, w_dim, channel_base, channel_max, conv_clamp, feat_channels, feat_res, const_channels)
         self.num_ws = self.synthesis.num_ws
         self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, map_layers)
 
@@ -208,12 +209,12 @@ class Generator(nn.Module):
 
 # %% ../nbs/07_networks.ipynb #3cac5272
 class ResBlock(nn.Module):
-    "Halve the resolution: two convolutions and a 1x1 skip, summed at unit variance. The first one also reads RGB."
-    def __init__(self, in_channels, out_channels, first=False, conv_clamp=None):
+    "Halve the resolution: two convolutions and a 1x1 skip, summed at unit variance. The first one also reads the picture, of `img_channels`."
+    def __init__(self, in_channels, out_channels, img_channels=0, conv_clamp=None):
         super().__init__()
         kw = dict(conv_clamp=conv_clamp)
-        if first: self.fromrgb = Conv2d(3, in_channels, 1, activation='lrelu', **kw)
-        self.first = first
+        if img_channels: self.fromrgb = Conv2d(img_channels, in_channels, 1, activation='lrelu', **kw)
+        self.first = img_channels > 0
         self.conv0 = Conv2d(in_channels, in_channels, 3, activation='lrelu', **kw)
         self.conv1 = Conv2d(in_channels, out_channels, 3, activation='lrelu', down=2, **kw)
         self.skip = Conv2d(in_channels, out_channels, 1, bias=False, down=2)
@@ -244,22 +245,31 @@ class Discriminator(nn.Module):
         map_layers:int=8,           # depth of the class mapping
         mbstd_group:int=4,          # group of the minibatch deviation
         conv_clamp:float|None=None, # clamp of layer outputs
+        label_maps:bool=False,      # show it the class as one learned picture per class beside the tile, as files of the lineage do, in place of the projection
     ):
         super().__init__()
         self.init = dict(size=size, c_dim=c_dim, channel_base=channel_base, channel_max=channel_max, map_layers=map_layers,
-                         mbstd_group=mbstd_group, conv_clamp=conv_clamp)
+                         mbstd_group=mbstd_group, conv_clamp=conv_clamp, label_maps=label_maps)
         self.c_dim, self.resolutions = c_dim, _resolutions(size)[:0:-1]
         ch = {r: channels(r, channel_base, channel_max) for r in _resolutions(size)}
-        for r in self.resolutions: setattr(self, f'b{r}', ResBlock(ch[r], ch[r // 2], first=r == size, conv_clamp=conv_clamp))
-        self.cmap_dim = ch[4] if c_dim else 0
+        if label_maps and c_dim: self.label_maps = nn.Parameter(torch.randn(2, 1, size, size))   # one for 'not this class', one for 'this class'
+        img_channels = 3 + (c_dim if label_maps else 0)
+        for r in self.resolutions: setattr(self, f'b{r}', ResBlock(ch[r], ch[r // 2], img_channels if r == size else 0, conv_clamp))
+        self.cmap_dim = ch[4] if c_dim and not label_maps else 0
         self.b4 = Epilogue(ch[4], self.cmap_dim or 1, mbstd_group, conv_clamp)
-        if c_dim: self.mapping = Mapping(0, c_dim, self.cmap_dim, None, map_layers, track_average=False)
+        if self.cmap_dim: self.mapping = Mapping(0, c_dim, self.cmap_dim, None, map_layers, track_average=False)
+
+    def with_maps(self, img, c):
+        "The picture and a map per class: `[N, 3 + c_dim, size, size]`."
+        if c is None or c.ndim != 2 or c.shape[1] != self.c_dim: raise HxError(f'class vector of shape {None if c is None else list(c.shape)}, expected [N, {self.c_dim}]')
+        c = c.to(img.dtype)[:, :, None, None]
+        return torch.cat([img, (1 - c) * self.label_maps[0] + c * self.label_maps[1]], dim=1)
 
     def forward(self, img, c=None):
-        x = img
+        x = self.with_maps(img, c) if hasattr(self, 'label_maps') else img
         for r in self.resolutions: x = getattr(self, f'b{r}')(x)
         x = self.b4(x)
-        if self.c_dim: x = (x * self.mapping(img, c)).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
+        if self.cmap_dim: x = (x * self.mapping(img, c)).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
         return x
 
 # %% ../nbs/07_networks.ipynb #00563faa
@@ -278,7 +288,7 @@ class Encoder(nn.Module):
                          feat_channels=feat_channels, feat_res=feat_res)
         self.num_ws, self.feat_res, self.resolutions = num_ws, feat_res, _resolutions(size)[:0:-1]
         ch = {r: channels(r, channel_base, channel_max) for r in _resolutions(size)}
-        for r in self.resolutions: setattr(self, f'b{r}', ResBlock(ch[r], ch[r // 2], first=r == size))
+        for r in self.resolutions: setattr(self, f'b{r}', ResBlock(ch[r], ch[r // 2], 3 if r == size else 0))
         self.b4 = Epilogue(ch[4], w_dim, mbstd_group=0, hidden=False)
         nn.init.normal_(self.b4.out.weight, std=4)     # codes of about the size that the mapping network's have
         if feat_channels: self.layout = Conv2d(ch[feat_res], feat_channels, 1)
