@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from .files import HxError, stream
 from .images import resize_batch
 from .ops import bias_act, setup_filter, upsample2d
-from .layers import Conv2d, FullyConnected, MinibatchStd, RESAMPLE, modulated_conv2d, normalize_2nd_moment
+from .layers import Conv2d, FullyConnected, MinibatchStd, RESAMPLE, modulated_conv2d, normalize_2nd_moment, precision
 from .classifier import backbone
 
 # %% ../nbs/07_networks.ipynb #aaba36b7
@@ -121,8 +121,9 @@ class Block(nn.Module):
 # %% ../nbs/07_networks.ipynb #4fc5ce6f
 class Synthesis(nn.Module):
     "w (or StyleSpace s, and a layout code) to pictures."
-    def __init__(self, size, w_dim=512, channel_base=16384, channel_max=512, conv_clamp=None, feat_channels=16, feat_res=8, const_channels=None):
+    def __init__(self, size, w_dim=512, channel_base=16384, channel_max=512, conv_clamp=None, feat_channels=16, feat_res=8, const_channels=None, num_fp16_res=0):
         super().__init__()
+        self.num_fp16_res = num_fp16_res
         self.size, self.w_dim, self.feat_channels, self.feat_res = size, w_dim, feat_channels, feat_res
         self.resolutions = _resolutions(size)
         ch = {r: channels(r, channel_base, channel_max) for r in self.resolutions}
@@ -155,7 +156,7 @@ class Synthesis(nn.Module):
         x = img = None
         for r in self.resolutions:
             block = getattr(self, f'b{r}')
-            if r == 4: x = block.const.expand(N, -1, -1, -1)
+            x = precision(block.const.expand(N, -1, -1, -1) if r == 4 else x, r > self.size >> self.num_fp16_res)
             for n in (['conv1'] if r == 4 else ['conv0', 'conv1']):
                 layer = getattr(block, n)
                 x = layer(x, s[f'b{r}.{n}'], self._noise(layer, f'b{r}.{n}', x, noise_mode, noise))
@@ -185,12 +186,13 @@ class Generator(nn.Module):
         feat_channels:int=16,       # channels of the layout code; 0: none
         feat_res:int=8,             # its side
         const_channels:int|None=None, # channels of the learned constant; None: those of the 4x4 layer. More in files of the lineage
+        num_fp16_res:int=0,         # how many of the finest resolutions run in float16 on a GPU
     ):
         super().__init__()
         self.init = dict(size=size, c_dim=c_dim, z_dim=z_dim, w_dim=w_dim, channel_base=channel_base, channel_max=channel_max,
-                         map_layers=map_layers, conv_clamp=conv_clamp, feat_channels=feat_channels, feat_res=feat_res, const_channels=const_channels)
+                         map_layers=map_layers, conv_clamp=conv_clamp, feat_channels=feat_channels, feat_res=feat_res, const_channels=const_channels, num_fp16_res=num_fp16_res)
         self.size, self.z_dim, self.c_dim, self.w_dim = size, z_dim, c_dim, w_dim
-        self.synthesis = Synthesis(size, w_dim, channel_base, channel_max, conv_clamp, feat_channels, feat_res, const_channels)
+        self.synthesis = Synthesis(size, w_dim, channel_base, channel_max, conv_clamp, feat_channels, feat_res, const_channels, num_fp16_res)
         self.num_ws = self.synthesis.num_ws
         self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, map_layers)
 
@@ -245,11 +247,13 @@ class Discriminator(nn.Module):
         map_layers:int=8,           # depth of the class mapping
         mbstd_group:int=4,          # group of the minibatch deviation
         conv_clamp:float|None=None, # clamp of layer outputs
+        num_fp16_res:int=0,         # how many of the finest resolutions run in float16 on a GPU
         label_maps:bool=False,      # show it the class as one learned picture per class beside the tile, as files of the lineage do, in place of the projection
     ):
         super().__init__()
         self.init = dict(size=size, c_dim=c_dim, channel_base=channel_base, channel_max=channel_max, map_layers=map_layers,
-                         mbstd_group=mbstd_group, conv_clamp=conv_clamp, label_maps=label_maps)
+                         mbstd_group=mbstd_group, conv_clamp=conv_clamp, num_fp16_res=num_fp16_res, label_maps=label_maps)
+        self.size, self.num_fp16_res = size, num_fp16_res
         self.c_dim, self.resolutions = c_dim, _resolutions(size)[:0:-1]
         ch = {r: channels(r, channel_base, channel_max) for r in _resolutions(size)}
         if label_maps and c_dim: self.label_maps = nn.Parameter(torch.randn(2, 1, size, size))   # one for 'not this class', one for 'this class'
@@ -267,8 +271,8 @@ class Discriminator(nn.Module):
 
     def forward(self, img, c=None):
         x = self.with_maps(img, c) if hasattr(self, 'label_maps') else img
-        for r in self.resolutions: x = getattr(self, f'b{r}')(x)
-        x = self.b4(x)
+        for r in self.resolutions: x = getattr(self, f'b{r}')(precision(x, r > self.size >> self.num_fp16_res))
+        x = self.b4(precision(x, False))
         if self.cmap_dim: x = (x * self.mapping(img, c)).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
         return x
 
@@ -282,14 +286,17 @@ class Encoder(nn.Module):
         channel_base:int=16384, channel_max:int=512,
         feat_channels:int=16,       # channels of the layout code; 0: none
         feat_res:int=8,             # its side
+        conv_clamp:float|None=None, # clamp of layer outputs
+        num_fp16_res:int=0,         # how many of the finest resolutions run in float16 on a GPU
     ):
         super().__init__()
+        self.size, self.num_fp16_res = size, num_fp16_res
         self.init = dict(size=size, num_ws=num_ws, w_dim=w_dim, channel_base=channel_base, channel_max=channel_max,
-                         feat_channels=feat_channels, feat_res=feat_res)
+                         feat_channels=feat_channels, feat_res=feat_res, conv_clamp=conv_clamp, num_fp16_res=num_fp16_res)
         self.num_ws, self.feat_res, self.resolutions = num_ws, feat_res, _resolutions(size)[:0:-1]
         ch = {r: channels(r, channel_base, channel_max) for r in _resolutions(size)}
-        for r in self.resolutions: setattr(self, f'b{r}', ResBlock(ch[r], ch[r // 2], 3 if r == size else 0))
-        self.b4 = Epilogue(ch[4], w_dim, mbstd_group=0, hidden=False)
+        for r in self.resolutions: setattr(self, f'b{r}', ResBlock(ch[r], ch[r // 2], 3 if r == size else 0, conv_clamp))
+        self.b4 = Epilogue(ch[4], w_dim, mbstd_group=0, conv_clamp=conv_clamp, hidden=False)
         nn.init.normal_(self.b4.out.weight, std=4)     # codes of about the size that the mapping network's have
         if feat_channels: self.layout = Conv2d(ch[feat_res], feat_channels, 1)
 
@@ -297,9 +304,9 @@ class Encoder(nn.Module):
         "w `[N, num_ws, w_dim]` and layout code `[N, feat_channels, feat_res, feat_res]` (None without one)."
         x, feat = img, None
         for r in self.resolutions:
-            x = getattr(self, f'b{r}')(x)
-            if r // 2 == self.feat_res and hasattr(self, 'layout'): feat = normalize_2nd_moment(self.layout(x))
-        return self.b4(x)[:, None].expand(-1, self.num_ws, -1), feat
+            x = getattr(self, f'b{r}')(precision(x, r > self.size >> self.num_fp16_res))
+            if r // 2 == self.feat_res and hasattr(self, 'layout'): feat = normalize_2nd_moment(self.layout(precision(x, False)))
+        return self.b4(precision(x, False))[:, None].expand(-1, self.num_ws, -1), feat
 
     def forward(self, img): return self.encode(img)[0]
 

@@ -7,6 +7,16 @@ from histoxplaining.synthetic import write_folder
 from histoxplaining.tiles import TileStore
 
 
+def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='also run what takes minutes')
+
+def pytest_configure(config): config.addinivalue_line('markers', 'slow: takes minutes; run with --slow')
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption('--slow'):
+        for item in items:
+            if 'slow' in item.keywords: item.add_marker(pytest.mark.skip(reason='takes minutes; run with --slow'))
+
+
 @pytest.fixture(scope='session')
 def tiny(tmp_path_factory):
     "A folder of 60 tiles at 16 px, their store and a classifier."
