@@ -116,10 +116,19 @@ def _flags(device):
     simd = {'AVX2': ['-mavx2', '-mfma', '-mf16c'], 'AVX512': ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mfma', '-mf16c']}.get(torch.backends.cpu.get_cpu_capability(), [])
     return ['-O3', '-fno-math-errno', '-fno-trapping-math', *simd] + ([] if sys.platform == 'darwin' else ['-fopenmp'])
 
+def _toolkit():
+    "The CUDA toolkit: the first usual place that has both compiler and headers. Raises RuntimeError."
+    nvcc = shutil.which('nvcc')
+    places = [p for p in (os.environ.get('CUDA_HOME'), nvcc and Path(nvcc).resolve().parent.parent, '/usr/local/cuda') if p]
+    found = next((p for p in map(Path, places) if (p/'include'/'cuda_runtime.h').exists() and (p/'bin'/'nvcc').exists()), None)
+    if found is None: raise RuntimeError(f"no CUDA toolkit (nvcc and cuda_runtime.h) in {', '.join(map(str, places))}; set CUDA_HOME")
+    return str(found)
+
 def _compile(device, src, into):
     "Build one library with ninja in a folder of its own and return its path. Raises RuntimeError."
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)  # it warns of a missing GPU even when none is asked for
     from torch.utils import cpp_extension
+    if device == 'cuda': cpp_extension.CUDA_HOME = _toolkit()
     for p in src.iterdir(): shutil.copy(p, into)
     path = os.environ.get('PATH', '')
     with contextlib.suppress(ImportError):

@@ -175,13 +175,10 @@ def test_processes_that_start_together_build_once(tmp_path):
 
 @pytest.mark.slow
 def test_cuda_sources_compile_and_link(tmp_path, monkeypatch):
-    from torch.utils.cpp_extension import CUDA_HOME
-    home = os.environ.get('CUDA_HOME') or CUDA_HOME
-    if not home or not (Path(home)/'bin'/'nvcc').exists() or not torch.version.cuda: pytest.skip('needs nvcc and a CUDA build of torch')
+    if not torch.version.cuda: pytest.skip('a CPU build of torch')
+    try: ops._toolkit()
+    except RuntimeError as e: pytest.skip(str(e))
     monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '7.5;8.0;9.0')
-    monkeypatch.setenv('CUDA_HOME', str(home))
-    heads = Path(torch.__file__).parent.parent/'nvidia'/'cu13'/'include'              # headers that come with the wheels
-    if heads.exists(): monkeypatch.setenv('CPATH', str(heads))
     lib = ops._compile('cuda', Path(ops.__file__).parent/'csrc', tmp_path)
     names = subprocess.run(['nm', '-D', str(lib)], capture_output=True, text=True).stdout
     assert 'hx_upfirdn2d' in names and 'hx_bias_act' in names
