@@ -146,11 +146,10 @@ def _storage(raw):
 
 def _tensor(storage, offset, size, stride, *_):
     "A view of a storage, which it must lie within and not repeat."
-    storage = storage.value
-    numel, last = int(np.prod(size, dtype=object)), offset + sum((n - 1) * s for n, s in zip(size, stride))
-    if min([offset, *size, *stride]) < 0 or len(size) != len(stride) or numel and last >= len(storage) or numel > len(storage):
-        raise pickle.UnpicklingError(f'a tensor of shape {list(size)} does not fit its {len(storage)} numbers')
-    return _Sealed(torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride))
+    raw, empty = storage.value._untyped_storage, torch.empty(0, dtype=storage.value.dtype)
+    have, numel, last = raw.nbytes() // empty.element_size(), int(np.prod(size, dtype=object)), offset + sum((n - 1) * s for n, s in zip(size, stride))
+    if min([offset, *size, *stride]) < 0 or len(size) != len(stride) or numel and last >= have or numel > have: raise pickle.UnpicklingError(f'a tensor of shape {list(size)} does not fit its {have} numbers')
+    return _Sealed(empty.set_(raw, offset, size, stride))
 
 _KNOWN = {(m, n): _Sealed(f) for m, n, f in (
     ('collections', 'OrderedDict', lambda items=(): PlainDict(items)), ('builtins', 'set', lambda items=(): set(items)),

@@ -287,6 +287,7 @@ def lmdb_index(
 )->LmdbIndex:
     "Look through an LMDB of rosinality's StyleGAN2 or Style-CheXplain. Raises `DataError` that names what is missing or odd."
     path = Path(path)
+    if not (path/'data.mdb').is_file(): raise DataError(f'{path}: no LMDB there (no data.mdb)')
     with _env(path).begin(buffers=True) as txn:
         n, found = _count(txn, path), {}
         for k in txn.cursor().iternext(values=False):
@@ -340,7 +341,9 @@ def open_source(
     group=None,     # regular expression: what it finds in a file's name (its first group) is the slide or patient
 )->Source:
     "What there is to read, nothing decoded yet. Raises `DataError` that names the source, and the file, line or member that is wrong."
-    if isinstance(path, Source): return path
+    if isinstance(path, Source):
+        if classes is not None: raise DataError(f'{path}: has its classes already; choose them where it was opened')
+        return _checked(path, group)
     path = Path(path)
     within = lambda name: (path if path.is_dir() else path.parent)/name
     def read(name):
