@@ -14,7 +14,7 @@ import numpy as np, torch
 from fastcore.basics import AttrDict
 from .files import CheckpointError, DataError, PlainDict, load_pickle, load_tensors, save_tensors, sha256, stream, write_json
 from .images import read_image
-from .sources import CHEXPERT, _get, lmdb_index, lmdb_source
+from .sources import CHEXPERT, _get, _raise, lmdb_index, lmdb_source
 from .tiles import TileStore
 from .classifier import IMAGENET, Classifier
 from .ops import setup_filter
@@ -29,12 +29,13 @@ def _shape(tensors, key, where, ndim=None):
     if ndim is not None and tensors[key].ndim != ndim: raise CheckpointError(f'{where}: {key} is {list(tensors[key].shape)}, expected {ndim} dimensions')
     return tuple(tensors[key].shape)
 
-def _width_rule(widths, where):
-    "channel_base and channel_max that give these widths (resolution -> channels)."
+def _width_rule(tensors, at, where):
+    "channel_base and channel_max that give the widths found. `at`: resolution -> (tensor, dimension that tells its width)."
+    widths = {r: (_shape(tensors, k, where) + (0, 0, 0))[dim] for r, (k, dim) in at.items()}
     most, size = widths[4], max(widths)
     base = next((r * w for r, w in sorted(widths.items()) if w < most), most * size)
-    odd = [f'{w} at {r} px' for r, w in widths.items() if w != channels(r, base, most)]
-    if odd: raise CheckpointError(f'{where}: widths {widths} do not follow min(base / resolution, maximum), which is how networks are described here: {", ".join(odd)}')
+    odd = [f'{at[r][0]} has {w} channels, expected {channels(r, base, most)}' for r, w in widths.items() if w != channels(r, base, most)]
+    if odd: raise CheckpointError(f'{where}: {"; ".join(odd)}: widths here are min({base} / resolution, {most})')
     return dict(channel_base=base, channel_max=most)
 
 def _fill(net, names, tensors, where):
@@ -85,7 +86,7 @@ def _trunk_names(size, hidden):
 def label_effect(
     G,                      # `Generator`
     c_dim:int|None=None,    # number of classes to try; default: the generator's own
-    n:int=2,                # samples
+    n:int=1,                # samples
 )->float:
     "Largest change of any pixel when only the class of a sample changes. 0: the generator ignores its label."
     z = torch.randn(n, G.z_dim, generator=stream(0, 'label effect'))
@@ -99,7 +100,7 @@ def _lineage_generator(tensors, latent_avg, where):
     size = 4 << sum(bool(re.fullmatch(r'to_rgbs\.\d+\.bias', k)) for k in tensors)
     if size < 16: raise CheckpointError(f'{where}: not a generator of this kind, or one below 16 px: {len(tensors)} tensors, the first {", ".join(list(tensors)[:3])}')
     _, width, const, *_ = _shape(tensors, 'conv1.conv.weight', where, 5)
-    widths = {4: width} | {8 << k: _shape(tensors, f'to_rgbs.{k}.conv.weight', where, 5)[2] for k in range(int(math.log2(size)) - 2)}
+    widths = {4: ('conv1.conv.weight', 1)} | {8 << k: (f'to_rgbs.{k}.conv.weight', 2) for k in range(int(math.log2(size)) - 2)}
     z_dim = _shape(tensors, 'style.1.weight', where, 2)[1]
     extra, c_dim = const - width, 0
     if 'embedding.weight' in tensors:
@@ -108,7 +109,7 @@ def _lineage_generator(tensors, latent_avg, where):
         c_dim = extra // per_class
         del tensors['embedding.weight']
     _check_filter(tensors, 'kernel', 4, where)
-    G = Generator(size, z_dim=z_dim, w_dim=z_dim, map_layers=n_mlp, feat_channels=0, const_channels=const if extra else None, **_width_rule(widths, where))
+    G = Generator(size, z_dim=z_dim, w_dim=z_dim, map_layers=n_mlp, feat_channels=0, const_channels=const if extra else None, **_width_rule(tensors, widths, where))
     names = _generator_names(size, n_mlp)
     if not any(k.startswith('noises.') for k in tensors):
         print(f'{where}: has no noise pictures; they are drawn anew, always the same')
@@ -121,18 +122,19 @@ def _lineage_generator(tensors, latent_avg, where):
     return G, c_dim, n_mlp
 
 def _trunk(tensors, where):
-    "Size, widths and input channels of a discriminator or encoder."
+    "Size, rule of widths and input channels of a discriminator or encoder."
     size = 4 << sum(bool(re.fullmatch(r'convs\.\d+\.skip\.1\.weight', k)) for k in tensors)
     if size < 16: raise CheckpointError(f'{where}: not a network of this kind, or one below 16 px: {len(tensors)} tensors, the first {", ".join(list(tensors)[:3])}')
-    widths = {size >> (k - 1): _shape(tensors, f'convs.{k}.conv1.0.weight', where, 4)[0] for k in range(1, int(math.log2(size)) - 1)}
-    return size, widths | {4: _shape(tensors, 'final_conv.0.weight', where, 4)[0]}, _shape(tensors, 'convs.0.0.weight', where, 4)[1]
+    widths = {4: ('final_conv.0.weight', 0)} | {size >> (k - 1): (f'convs.{k}.conv1.0.weight', 0) for k in range(1, int(math.log2(size)) - 1)}
+    return size, _width_rule(tensors, widths, where), _shape(tensors, 'convs.0.0.weight', where, 4)[1]
 
 def _lineage_discriminator(tensors, where):
     tensors = dict(tensors)
     size, widths, n_in = _trunk(tensors, where)
     _check_filter(tensors, 'kernel', 1, where)
     maps = 'embedding.weight' in tensors
-    D = Discriminator(size, n_in - 3, label_maps=maps, **_width_rule(widths, where))
+    if maps and n_in < 4: raise CheckpointError(f'{where}: has embedding.weight, but convs.0.0.weight reads {n_in} channels: no label maps')
+    D = Discriminator(size, n_in - 3, label_maps=maps, **widths)
     return _fill(D, _trunk_names(size, True) | ({'label_maps': 'embedding.weight'} if maps else {}), tensors, where)
 
 def _lineage_encoder(tensors, G, where):
@@ -140,7 +142,7 @@ def _lineage_encoder(tensors, G, where):
     size, widths, _ = _trunk(tensors, where)
     if size != G.size: raise CheckpointError(f'{where}: is for {size} px, the generator for {G.size}')
     _check_filter(tensors, 'kernel', 1, where)
-    return _fill(Encoder(size, G.num_ws, w_dim=G.w_dim, feat_channels=0, **_width_rule(widths, where)), _trunk_names(size, False), tensors, where)
+    return _fill(Encoder(size, G.num_ws, w_dim=G.w_dim, feat_channels=0, **widths), _trunk_names(size, False), tensors, where)
 
 # %% ../nbs/10_interop.ipynb #7ac8b5f7
 @dataclass
@@ -193,7 +195,7 @@ def load_lineage_checkpoint(
     ours = {'cgan', 'classifier_ckpt', 'classifier_nof_classes', 'compare_to_healthy'} & args.keys() or c_dim or E is not None
     effect = label_effect(G, c_dim) if c_dim else 0.
     if c_dim and effect == 0: print(f'{path.name}: its generator ignores the label: {c_dim} classes, one picture. Only its discriminator is conditional')
-    m = G.synthesis.b64.torgb.weight.shape[1] / 256 if G.size >= 64 else args.get('channel_multiplier')
+    m = args.get('channel_multiplier') if G.size < 64 else G.synthesis.b64.torgb.weight.shape[1] / 256
     batch = args.get('batch')
     config = AttrDict(size=G.size, channel_multiplier=m, c_dim=c_dim, n_mlp=n_mlp, latent=G.z_dim, arch=args.get('arch') or ('StyleEx' if E is not None and D is not None else 'autoencoder' if E is not None else 'stylegan2'),
         nimg=int(path.stem) * batch if re.fullmatch(r'\d{1,9}', path.stem) and isinstance(batch, int) else 0, args=args)
@@ -232,16 +234,17 @@ def _stored_tensors(obj, where, prefix=''):
     return out
 
 def _stored_network(obj, where):
-    try: name, state = _meta(obj, where); tensors = _stored_tensors(obj, where)
-    except (RecursionError, AttributeError, TypeError) as e: raise CheckpointError(f'{where}: not a network as they are stored ({type(e).__name__})') from None
-    return StoredNetwork(tensors, name, tuple(state.get('_init_args', ())), dict(state.get('_init_kwargs', {})))
+    try:
+        name, state = _meta(obj, where)
+        return StoredNetwork(_stored_tensors(obj, where), name, tuple(state.get('_init_args', ())), dict(state.get('_init_kwargs', {})))
+    except CheckpointError: raise
+    except (RecursionError, AttributeError, TypeError, ValueError) as e: raise CheckpointError(f'{where}: not a network as they are stored ({type(e).__name__})') from None
 
 def _nvidia_networks(data, path):
     found = ', '.join(map(str, list(data)[:6])) if isinstance(data, dict) else type(data).__name__
-    missing = [k for k in ('G', 'D', 'G_ema') if not isinstance(data, dict) or k not in data]
-    if missing: raise CheckpointError(f'{path}: not a network file of StyleGAN2-ADA: no {", ".join(missing)}; found {found}')
-    nets = {k: _stored_network(data[k], f'{path}: {k}') for k in ('G', 'D', 'G_ema')}
-    return AttrDict(nets, augment_pipe=_stored_network(a, f'{path}: augment_pipe') if (a := data.get('augment_pipe')) is not None else None, training_set_kwargs=data.get('training_set_kwargs'))
+    if not isinstance(data, dict) or data.get('G_ema') is None: raise CheckpointError(f'{path}: not a network file of StyleGAN2-ADA: no G_ema; found {found}')
+    nets = {k: None if data.get(k) is None else _stored_network(data[k], f'{path}: {k}') for k in ('G', 'D', 'G_ema', 'augment_pipe')}
+    return AttrDict(nets, training_set_kwargs=data.get('training_set_kwargs'))
 
 def load_nvidia_pickle(
     path,       # *.pkl
@@ -271,8 +274,8 @@ def _nvidia_generator(tensors, conv_clamp, num_fp16_res, where):
     z_dim = _shape(t, 'mapping.fc0.weight', where, 2)[1] - (w_dim if c_dim else 0)
     if z_dim < 1: raise CheckpointError(f'{where}: mapping.fc0.weight is {list(t["mapping.fc0.weight"].shape)}, too narrow for z beside an embedding of {w_dim}')
     _check_filter(t, 'resample_filter', 1, where)
-    widths = {r: _shape(t, f'synthesis.b{r}.torgb.weight', where, 4)[1] for r in rs}
-    G = Generator(rs[-1], c_dim, z_dim, w_dim, map_layers=_depth(t), conv_clamp=conv_clamp, feat_channels=0, **_width_rule(widths, where), **_precision(Generator, num_fp16_res))
+    widths = {r: (f'synthesis.b{r}.torgb.weight', 1) for r in rs}
+    G = Generator(rs[-1], c_dim, z_dim, w_dim, map_layers=_depth(t), conv_clamp=conv_clamp, feat_channels=0, **_width_rule(t, widths, where), **_precision(Generator, num_fp16_res))
     return _fill(G, _like_ours(G), t, where)
 
 def _nvidia_discriminator(tensors, conv_clamp, mbstd_group, num_fp16_res, where):
@@ -281,11 +284,11 @@ def _nvidia_discriminator(tensors, conv_clamp, mbstd_group, num_fp16_res, where)
     if len(rs) < 2 or rs != [8 << i for i in range(len(rs))]: raise CheckpointError(f'{where}: not a StyleGAN2 discriminator of 16 px or more: blocks {rs}')
     if _blocks(t, r'b(\d+)\.skip\.weight') != rs or _blocks(t, r'b(\d+)\.fromrgb\.weight') != rs[-1:]: raise CheckpointError(f"{where}: not the 'resnet' architecture (every block with skip, the first with fromrgb), which is the one built here")
     _check_filter(t, 'resample_filter', 1, where)
-    widths = {r: _shape(t, f'b{r}.conv0.weight', where, 4)[0] for r in rs} | {4: _shape(t, 'b4.conv.weight', where, 4)[0]}
-    std = _shape(t, 'b4.conv.weight', where)[1] - widths[4]
+    widths = _width_rule(t, {4: ('b4.conv.weight', 0)} | {r: (f'b{r}.conv0.weight', 0) for r in rs}, where)
+    std = _shape(t, 'b4.conv.weight', where)[1] - widths['channel_max']
     if std not in (0, 1): raise CheckpointError(f'{where}: b4.conv.weight reads {std} channels of minibatch deviation; expected 1 or none')
     c_dim = _shape(t, 'mapping.embed.weight', where, 2)[1] if 'mapping.embed.weight' in t else 0
-    D = Discriminator(rs[-1], c_dim, map_layers=_depth(t), mbstd_group=mbstd_group * std, conv_clamp=conv_clamp, **_width_rule(widths, where), **_precision(Discriminator, num_fp16_res))
+    D = Discriminator(rs[-1], c_dim, map_layers=_depth(t), mbstd_group=mbstd_group * std, conv_clamp=conv_clamp, **widths, **_precision(Discriminator, num_fp16_res))
     return _fill(D, _like_ours(D), t, where)
 
 def from_nvidia_state(
@@ -376,11 +379,13 @@ def _convert_inception(data, src, dst, overwrite):
 def _nvidia_model(nets, src):
     "Networks and card of a StyleGAN2-ADA file."
     kw = nets.G_ema.init_kwargs
-    synthesis, epilogue = kw | (kw.get('synthesis_kwargs') or {}), nets.D.init_kwargs.get('epilogue_kwargs') or {}
-    G, D = from_nvidia_state(nets.G_ema, nets.D, conv_clamp=synthesis.get('conv_clamp'), mbstd_group=epilogue.get('mbstd_group_size') or 4, num_fp16_res=synthesis.get('num_fp16_res') or 0)
+    if nets.D is not None: kw = nets.D.init_kwargs | kw
+    for group in ('epilogue_kwargs', 'synthesis_kwargs'): kw = kw | (kw[group] if isinstance(kw.get(group), dict) else {})
+    number = lambda name, default: v if isinstance(v := kw.get(name, default), (int, float, type(None))) else _raise(CheckpointError(f'{src}: {name} is {v!r}, expected a number'))
+    G, D = from_nvidia_state(nets.G_ema, nets.D, conv_clamp=number('conv_clamp', 256), mbstd_group=number('mbstd_group_size', 4) or 4, num_fp16_res=number('num_fp16_res', 0) or 0)
     n = re.search(r'(\d{6})$', src.stem)
     return G, D, None, dict(arch='stylegan2', classes=[f'class {k}' for k in range(G.c_dim)], nimg=int(n[1]) * 1000 if n else 0, pixel_range=PixelRange(), label_effect=label_effect(G) if G.c_dim else None,
-                            source=dict(format='StyleGAN2-ADA', classes=[nets.G_ema.class_name, nets.D.class_name], training_set_kwargs=nets.training_set_kwargs))
+                            source=dict(format='StyleGAN2-ADA', class_name=nets.G_ema.class_name, init_kwargs=nets.G_ema.init_kwargs, training_set_kwargs=nets.training_set_kwargs))
 
 def _lineage_model(src, pixel_range):
     "Networks and card of a checkpoint of the lineage."
@@ -390,7 +395,7 @@ def _lineage_model(src, pixel_range):
 
 def _is_pickle(path):
     with open(path, 'rb') as f: head = f.read(2)
-    return path.suffix == '.pkl' or head[:1] == b'\x80' and path.suffix not in ('.pt', '.pth')
+    return head != b'PK' and (path.suffix == '.pkl' or head[:1] == b'\x80' and path.suffix not in ('.pt', '.pth'))
 
 def convert(
     src,                        # .pt of the lineage, .pkl of StyleGAN2-ADA, or Inception statistics
@@ -405,6 +410,7 @@ def convert(
 )->Path:
     "Turn a foreign file into files of ours, without executing it; returns what was made. Raises `CheckpointError`."
     src, dst = Path(src), Path(dst)
+    if isinstance(classes, dict): raise CheckpointError(f'classes: expected names in the order of the labels, found {classes}')
     if src.is_dir() or src.suffix in ('.zip', '.lmdb'): raise CheckpointError(f'{src}: tiles are read by hx_tiles; expected a checkpoint (.pt), a network file or statistics (.pkl)')
     if not src.is_file(): raise CheckpointError(f'{src}: no such file')
     _fresh(dst, overwrite, lambda p: (p/'card.json').is_file() or p.suffix == '.safetensors')
