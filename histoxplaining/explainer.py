@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, torch
 from .files import CheckpointError, DataError, HxError, load_tensors, save_tensors, stream
 from .images import from_uint8, read_image, resize, to_uint8
-from .checkpoints import RunDir, load_model
+from .checkpoints import PixelRange, RunDir, load_model
 from .tiles import TileStore
 
 # %% ../nbs/14_explainer.ipynb #7b1fb7bf
@@ -65,12 +65,11 @@ class Explainer:
         folder=None,             # where it came from
         device='cpu',
     ):
-        if E is None: raise CheckpointError(f'{folder or "this model"}: has no encoder; real tiles cannot be explained with it')
-        if classifier is None: raise CheckpointError(f'{folder or "this model"}: has no classifier')
-        self.G, self.E, self.classifier = G.to(device).eval(), E.to(device).eval(), classifier.frozen().to(device)
+        self.G, self.E, self.classifier = G.to(device).eval(), E and E.to(device).eval(), classifier and classifier.frozen().to(device)
         self.card, self.reference, self.folder, self.device = card, reference, folder, torch.device(device)
         self.classes, self.size, self.mpp = tuple(card['classes']), G.size, card.get('mpp')
         self.noise_mode = 'const' if card.get('noise') else 'none'
+        self.pixel_range = PixelRange.of(card.get('pixel_range', 'pm1'))
         self.directions = {}                                          # filled by `latents`
 
     def __repr__(self):
@@ -94,11 +93,16 @@ class Explainer:
         "From a run folder (or `RunDir`): its newest model, with a reference sample from the run's own training tiles if it has none yet."
         run = run if isinstance(run, RunDir) else RunDir(run)
         self = cls.load(run.model, device)
-        if self.reference is None: self.refer(self.store().train).save_reference()
+        if self.reference is None and self.E is not None and self.classifier is not None: self.refer(self.store().train).save_reference()
         return self
+
+    def _need(self, part, what):
+        if part is None: raise CheckpointError(f'{self.folder or "this model"}: has no {what}')
+        return part
 
     def store(self):
         "The tile store the model was trained on. Raises `DataError` when it is not the same any more."
+        if 'data' not in self.card: raise DataError(f'{self.folder}: was not trained on a tile store; name the tiles to use')
         store = TileStore(self.card['data'])
         if store.hash != self.card['data_hash']: raise DataError(f"{self.card['data']}: has changed since the model was trained on it; its held-out tiles may be training tiles now")
         return store
@@ -130,7 +134,8 @@ class Explainer:
     @torch.no_grad()
     def encode(self, images):
         "w `[N, num_ws, w_dim]` and layout code of pictures in any form."
-        return self.E.encode(as_batch(images, self.size)[0].to(self.device))
+        E = self._need(self.E, 'encoder; real tiles cannot be explained with it')
+        return E.encode(self.pixel_range.from_true(as_batch(images, self.size)[0].to(self.device)))
 
     @torch.no_grad()
     def mapping(self,
@@ -141,15 +146,15 @@ class Explainer:
         "w of seeds: `[N, num_ws, w_dim]`."
         z = torch.stack([torch.randn(self.G.z_dim, generator=torch.Generator().manual_seed(int(s))) for s in seeds]).to(self.device)
         c = None
-        if label is None and self.G.c_dim and self.reference is not None:
+        if label is None and self.G.c_dim and self.reference is not None and self.classifier is not None:
             opinions = (self.reference.logits / self.classifier.temperature).softmax(1)
             c = torch.stack([opinions[int(torch.randint(len(opinions), (1,), generator=stream(int(s), 'opinion')))] for s in seeds]).to(self.device)
         elif label is not None and self.G.c_dim: c = torch.eye(self.G.c_dim, device=self.device)[[self.class_index(label)] * len(z)]
         return self.G.mapping(z, c, truncation_psi)
 
     def generate(self, w, feat=None):
-        "Render w (and a layout code): float32 `[N, 3, size, size]`, differentiable."
-        return self.G.synthesis(w, feat, noise_mode=self.noise_mode)
+        "Render w (and a layout code): float32 `[N, 3, size, size]` in true colours, about [-1, 1]; differentiable."
+        return self.pixel_range.to_true(self.G.synthesis(w, feat, noise_mode=self.noise_mode))
 
     def reconstruct(self, images):
         "Encode and render."
@@ -157,14 +162,14 @@ class Explainer:
 
     def classify(self, img, classifier=None):
         "Logits `[N, C]` of pictures `[N, 3, H, W]` in [-1, 1]; differentiable. Raises `HxError` when they are not finite."
-        logits = (classifier or self.classifier)(img.to(self.device))
+        logits = (classifier or self._need(self.classifier, 'classifier; pass one as classifier='))(img.to(self.device))
         if not torch.isfinite(logits).all(): raise HxError('the classifier gave logits that are not finite')
         return logits
 
     @torch.no_grad()
     def probabilities(self, pictures, classifier=None):
         "Calibrated class probabilities `[N, C]` of uint8 pictures `[N, H, W, 3]`, the way they would be read from disk."
-        clf = classifier or self.classifier
+        clf = classifier or self._need(self.classifier, 'classifier; pass one as classifier=')
         return torch.cat([(self.classify(from_uint8(b), clf) / clf.temperature).softmax(1).cpu() for b in np.array_split(pictures, max(1, len(pictures) // 128))])
 
     def class_index(self, name):

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['HxError', 'DataError', 'CheckpointError', 'atomic_write', 'write_json', 'read_json', 'sha256', 'save_tensors',
-           'load_meta', 'load_tensors', 'find_weights', 'progress', 'fetch', 'stream_seed', 'stream', 'draw']
+           'load_meta', 'load_tensors', 'PlainDict', 'TensorUnpickler', 'load_pickle', 'find_weights', 'progress',
+           'fetch', 'stream_seed', 'stream', 'draw']
 
 # %% ../nbs/00_files.ipynb #31d2b98d
-import contextlib, hashlib, http.client, itertools, json, os, re, sys, tempfile, time
+import contextlib, hashlib, http.client, io, itertools, json, os, pickle, re, sys, tempfile, time
 import urllib.error, urllib.parse, urllib.request
 from pathlib import Path
-import torch
+import numpy as np, torch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from safetensors.torch import load_file, save
 
@@ -99,9 +100,110 @@ def load_tensors(
         if path.suffix == '.safetensors': return load_file(path)
         with torch.serialization.safe_globals(list(allow)): return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
-        why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        if 'weights_only' in str(e).lower() or 'Unsupported' in str(e): why = 'it holds something other than tensors and plain containers, and was not executed'
-        raise CheckpointError(f'{path}: cannot be read as tensors: {why}') from None
+        raise CheckpointError(f'{path}: cannot be read as tensors: {_why(e)}') from None
+
+def _why(e):
+    "What PyTorch's reader of tensors disliked, in a line."
+    if 'weights_only' not in str(e).lower() and 'Unsupported' not in str(e): return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+    name = re.search(r'GLOBAL ([\w.]+)', str(e))
+    return 'it holds something other than tensors and plain containers' + (f' ({name[1].rstrip(".")})' if name else '') + ', and was not executed'
+
+# %% ../nbs/00_files.ipynb #fac9a2f6
+class _Sealed:
+    "A function that a pickle may call, or a tensor it has made; nothing can be set on it from there."
+    __slots__ = ('value',)
+    def __init__(self, value): self.value = value
+    def __call__(self, *args): return self.value(*args)
+    def __setstate__(self, state): raise pickle.UnpicklingError('it tries to change what it was given')
+
+class PlainDict(dict):
+    "Stands for the subclasses of dict that a pickle may name; their attributes are dropped."
+    def __setstate__(self, state): pass
+
+class _Dtype:
+    "A NumPy type while it is being read: numbers only."
+    __slots__ = ('value',)
+    def __init__(self, kind, *_):
+        if not re.fullmatch(r'[biufc]\d{1,2}', kind): raise pickle.UnpicklingError(f'it holds an array of {kind!r}, not of numbers')
+        self.value = np.dtype(kind)
+    def __setstate__(self, state):
+        if any(v is not None for v in state[2:5]): raise pickle.UnpicklingError('it holds an array of records, not of numbers')
+        self.value = self.value.newbyteorder(state[1])
+
+class _Array:
+    "A NumPy array while it is being read."
+    __slots__ = ('value',)
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, raw = state
+        self.fill(raw, dtype, shape, 'F' if fortran else 'C')
+    def fill(self, raw, dtype, shape, order):
+        self.value = np.frombuffer(raw, dtype.value).reshape(shape, order=order).copy()
+        return self
+
+def _storage(raw):
+    try: return _Sealed(torch.load(io.BytesIO(raw), map_location='cpu', weights_only=True))
+    except Exception as e: raise pickle.UnpicklingError(f'a tensor in it cannot be read: {_why(e)}') from None
+
+def _tensor(storage, offset, size, stride, *_):
+    "A view of a storage, which it must lie within and not repeat."
+    raw, empty = storage.value._untyped_storage, torch.empty(0, dtype=storage.value.dtype)
+    have, numel, last = raw.nbytes() // empty.element_size(), int(np.prod(size, dtype=object)), offset + sum((n - 1) * s for n, s in zip(size, stride))
+    if min([offset, *size, *stride]) < 0 or len(size) != len(stride) or numel and last >= have or numel > have: raise pickle.UnpicklingError(f'a tensor of shape {list(size)} does not fit its {have} numbers')
+    return _Sealed(empty.set_(raw, offset, size, stride))
+
+_KNOWN = {(m, n): _Sealed(f) for m, n, f in (
+    ('collections', 'OrderedDict', lambda items=(): PlainDict(items)), ('builtins', 'set', lambda items=(): set(items)),
+    ('torch._utils', '_rebuild_parameter', lambda data, *_: data), ('torch._utils', '_rebuild_tensor_v2', _tensor), ('torch.storage', '_load_from_bytes', _storage),
+    ('numpy', 'dtype', _Dtype), ('numpy', 'ndarray', None),
+    *((f'numpy.{core}.{m}', n, f) for core in ('core', '_core') for m, n, f in (
+        ('multiarray', 'scalar', lambda dtype, raw: np.frombuffer(raw, dtype.value)[0].item()),
+        ('multiarray', '_reconstruct', lambda *_: _Array()), ('numeric', '_frombuffer', lambda raw, dtype, shape, order: _Array().fill(raw, dtype, shape, order)))))}
+
+# %% ../nbs/00_files.ipynb #f979a520
+class TensorUnpickler(pickle.Unpickler):
+    "Reads a pickle of tensors, arrays, numbers and plain containers. Any name it does not know stops it, and nothing is imported. Raises `pickle.UnpicklingError`."
+    def __init__(self,
+        file,             # opened for reading bytes
+        known:dict={},    # further names: (module, name) -> a function of plain values, or `PlainDict`
+    ):
+        super().__init__(file)
+        self.known = _KNOWN | {k: f if f is PlainDict else _Sealed(f) for k, f in known.items()}
+
+    def find_class(self, module, name):
+        if (module, name) in self.known: return self.known[module, name]
+        raise pickle.UnpicklingError(f'refused: it asks for {module}.{name}, and this reader knows only tensors, arrays and plain containers. Nothing was executed')
+
+    def persistent_load(self, pid): raise pickle.UnpicklingError('it refers to something outside itself')
+
+    def load(self): return _plain(super().load(), {})
+
+def _plain(x, seen):
+    "The same with holders replaced by what they hold; whatever is not data is refused."
+    if isinstance(x, (_Array, _Dtype)) or isinstance(x, _Sealed) and isinstance(x.value, torch.Tensor): return x.value
+    if x is None or isinstance(x, (bool, int, float, complex, str, bytes, bytearray)): return x
+    if not isinstance(x, (dict, list, tuple, set)): raise pickle.UnpicklingError('it holds a function or a class in place of data')
+    if id(x) in seen: return seen[id(x)][1]
+    if isinstance(x, (tuple, set)): out = type(x)(_plain(v, seen) for v in x)
+    elif isinstance(x, list):
+        seen[id(x)] = x, (out := [])
+        out += [_plain(v, seen) for v in x]
+    else:
+        seen[id(x)] = x, (out := {})
+        out |= {_plain(k, seen): _plain(v, seen) for k, v in x.items()}
+    seen[id(x)] = x, out
+    return out
+
+def load_pickle(
+    path,             # a file written by pickle.dump
+    known:dict={},    # as for TensorUnpickler
+):
+    "Read a plain pickle of tensors, arrays and containers without executing anything in it. Raises `CheckpointError` that names the file and what was refused."
+    if not Path(path).is_file(): raise CheckpointError(f'{path}: no such file')
+    try:
+        with open(path, 'rb') as f: return TensorUnpickler(f, known).load()
+    except pickle.UnpicklingError as e: raise CheckpointError(f'{path}: {e}') from None
+    except EOFError: raise CheckpointError(f'{path}: is empty or cut short') from None
+    except Exception as e: raise CheckpointError(f'{path}: not a pickle of tensors and plain containers, or a damaged one ({type(e).__name__}: {str(e)[:200]})') from None
 
 # %% ../nbs/00_files.ipynb #cc2c1cf4
 def find_weights(

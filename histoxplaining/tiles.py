@@ -6,7 +6,7 @@
 __all__ = ['K_PSEUDO', 'FORMAT', 'RESIZE', 'SPLITS', 'stain_moments', 'pseudo_slides', 'hold_out', 'TileStore', 'Batches']
 
 # %% ../nbs/03_tiles.ipynb #d0637802
-import contextlib, hashlib, json, lmdb, os, shutil, threading
+import contextlib, hashlib, json, lmdb, os, shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .files import DataError, progress, stream, stream_seed
 from .images import dihedral, from_uint8, hed, png_bytes, read_image, resize
-from .sources import channels, open_source, pictures
+from .sources import _get, _identity, channels, open_source, pictures
 
 # %% ../nbs/03_tiles.ipynb #6f08a476
 K_PSEUDO = 16   # pseudo-slides per class, at most
@@ -208,37 +208,6 @@ def _new_env(path, job, overwrite):
             if not isinstance(e, (lmdb.Error, OSError)): raise
             raise DataError(f'{path}: cannot be written ({e}; {shutil.disk_usage(path.parent).free >> 20} MB free on that disk). Nothing that was there is lost; make room and start again') from None
         finally: _restore(path)
-
-# %% ../nbs/03_tiles.ipynb #982ba6e2
-_ENVS, _LOCK = {}, threading.Lock()  # real path -> (process id, identity of the file, environment)
-
-def _identity(path):
-    try: s = os.stat(path/'data.mdb')
-    except OSError: raise DataError(f'{path}: no such tile store' + next((f', but {what} ({path.name}{end}): repeat TileStore.create as it was' for end, what in
-        (('.partial', 'an interrupted build lies beside it'), ('.old', 'a store that was being replaced lies beside it')) if _beside(path, end).exists()), '')) from None
-    return s.st_dev, s.st_ino
-
-def _open(path):
-    "Open the LMDB at `path` for reading, after a look at its length."
-    try: env = lmdb.open(os.path.realpath(path), readonly=True, lock=False, readahead=False, create=False)
-    except lmdb.Error as e: raise DataError(f'{path}: not a tile store, or a damaged one ({e})') from None
-    need, have = (env.info()['last_pgno'] + 1) * env.stat()['psize'], os.path.getsize(path/'data.mdb')
-    if have >= need: return env
-    env.close()
-    raise DataError(f'{path}: data.mdb is cut short: {have} bytes of {need}; copy it again, or build it again from the pictures')
-
-def _env(path):
-    "The LMDB environment at `path`, opened once per process, and again after a fork or when the file was replaced."
-    real, who = os.path.realpath(path), (os.getpid(), _identity(path))
-    if _ENVS.get(real, ())[:2] == who: return _ENVS[real][2]
-    with _LOCK:
-        if _ENVS.get(real, ())[:2] != who:
-            if real in _ENVS: _ENVS.pop(real)[2].close()
-            _ENVS[real] = (*who, _open(path))
-        return _ENVS[real][2]
-
-def _get(path, key):
-    with _env(path).begin() as txn: return txn.get(key)
 
 # %% ../nbs/03_tiles.ipynb #f553b51a
 class TileStore:
