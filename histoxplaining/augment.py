@@ -13,7 +13,7 @@ from functools import lru_cache, reduce
 import numpy as np, torch
 import torch.nn.functional as F
 from .files import HxError, draw
-from .images import dihedral, shift, stain_jitter
+from .images import STAINS, dihedral, optical_density, shift
 
 # %% ../nbs/08_augment.ipynb #cc0eaf92
 def dihedral_batch(
@@ -137,7 +137,7 @@ SYM2 = np.array([1 + 3**.5, 3 + 3**.5, 3 - 3**.5, 1 - 3**.5]) / 32**.5
 SYM6 = np.array([0.01540410932704476, 0.003490712084222083, -0.11799011114851962, -0.048311742585697266, 0.49105594192797364, 0.78764114102865,
                  0.33792942172816554, -0.07263752278637613, -0.02106029251237067, 0.04472490177078126, 0.0017677118642539704, -0.00780070832503237])
 
-# %% ../nbs/08_augment.ipynb #50f02a43
+# %% ../nbs/08_augment.ipynb #6cc2a475
 def _reflect(i, n):
     "Index into n pixels of the position i, reflected at the middles of the outermost pixels as often as need be."
     i = i % max(2 * n - 2, 1)
@@ -184,16 +184,17 @@ def warp(
     e = torch.tensor([-n / 2 - 2, n / 2 + 2.5], dtype=torch.float64)           # first and last sample of the output, before halving
     corners = (inverse[:, :2] @ torch.stack([e.repeat(2), e.repeat_interleave(2), torch.ones(4)]) + mid).movedim(1, 0).flatten(1)
     lo, hi = corners.amin(1).floor(), corners.amax(1).floor() + 2
-    from_unit = torch.tensor([[M / 4, 0, .25], [0, M / 4, .25], [0, 0, 1]], dtype=torch.float64)     # [-1, 1] to offsets from the middle, ...
     size = 2 * (hi - lo)
-    to_unit = torch.diag(torch.cat([4 / size, torch.ones(1)]))                              # ... and back, in the doubled picture
+    to_unit = torch.diag(torch.cat([4 / size, torch.ones(1)]))                 # offsets from the middle to [-1, 1] in the doubled picture
     to_unit[:2, 2] = (4 * (mid - lo) + 1) / size - 1
-    grid = F.affine_grid((to_unit @ inverse @ from_unit)[:, :2].to(x), [*x.shape[:2], M, M], align_corners=False)
+    at = torch.linspace(*e.tolist(), M).to(x)[None, :, None]
+    cx, cy, c1 = ((to_unit @ inverse)[:, None, :2, k].to(x) for k in range(3))
+    grid = (at * cx)[:, None] + (at * cy + c1)[:, :, None]                     # [N, M, M, 2]
     across, down = (_doubling(n, int(a), int(b)).to(x) for a, b in zip(lo, hi))
     half = _halving(n).to(x)
     return half @ _Sample.apply(down @ (x @ across.T), grid) @ half.T
 
-# %% ../nbs/08_augment.ipynb #599564e1
+# %% ../nbs/08_augment.ipynb #3937e610
 def copy_pixels(
     x:torch.Tensor,       # [N, C, n, n]
     a:dict,               # amounts of xflip, rotate90, xint
@@ -204,7 +205,7 @@ def copy_pixels(
     d = (a.get('xint', none) * x.shape[-1]).round().long()
     return shift(dihedral_batch(x, torch.where(f > 0, 4 + -r % 4, r)), d[:, 0], d[:, 1])     # mirrored, then turned, is turned back, then mirrored
 
-# %% ../nbs/08_augment.ipynb #901dcb40
+# %% ../nbs/08_augment.ipynb #18ab2ee8
 def _in4(m, at=(slice(3), slice(3))):
     out = torch.zeros(4, 4, dtype=torch.float64)
     out[at] = torch.as_tensor(m, dtype=torch.float64)
@@ -237,7 +238,7 @@ def recolour(
     m = matrix.to(x)
     return torch.baddbmm(m[:, :3, 3:], m[:, :3, :3], x.flatten(2)).view_as(x)
 
-# %% ../nbs/08_augment.ipynb #fa56afed
+# %% ../nbs/08_augment.ipynb #6cd89142
 BAND_POWER = torch.tensor([10., 1, 1, 1], dtype=torch.float64) / 13
 
 def filter_bank()->np.ndarray:
@@ -272,7 +273,7 @@ def filter_bands(
     m = torch.einsum('nb,bij->nij', gains.to(x), _band_matrices(x.shape[-1]).to(x))[:, None]
     return m @ x @ m.mT
 
-# %% ../nbs/08_augment.ipynb #cbec2aa4
+# %% ../nbs/08_augment.ipynb #c29047ed
 def cut(
     x:torch.Tensor,       # [N, C, n, n]
     centre:torch.Tensor,  # [N, 2] as a share of the side (x, y)
@@ -286,11 +287,14 @@ def stain(
     x:torch.Tensor,       # [N, 3, H, W]
     v:torch.Tensor,       # [N, 4]: gain of haematoxylin and eosin in powers of two, bias in optical density
 )->torch.Tensor:
-    "More or less of each stain; what lies outside [-1, 1] is passed on."
+    "More or less of each stain, as `images.stain_jitter`, by one matrix per image on optical densities; what lies outside [-1, 1] is passed on."
+    S, m = STAINS.double(), torch.zeros(len(v), 4, 4, dtype=torch.float64)
+    m[:, :3, :3] = (torch.linalg.inv(S) * F.pad(2**v[:, :2].double(), (0, 1), value=1)[:, None] @ S).mT
+    m[:, :3, 3] = v[:, 2:].double() @ S[:2]
     seen = x.clamp(-1, 1)
-    return stain_jitter(seen, 2**v[:, :2], v[:, 2:]) + (x - seen)
+    return 2 * torch.exp(-recolour(optical_density(seen), m)).clamp(max=1) - 1 + (x - seen)
 
-# %% ../nbs/08_augment.ipynb #2be5b483
+# %% ../nbs/08_augment.ipynb #c8688feb
 COLOUR = ('brightness', 'contrast', 'lumaflip', 'hue', 'saturation')
 _pipe = lambda *names: {t: TRANSFORMS[t][3] for t in names}
 PIPES = dict(    # name: {transform: strength}
@@ -342,7 +346,7 @@ class Augment:
         x = _some(x, on('noise'), lambda y, i: y + a['noise'][i].abs().to(y)[:, :, None, None] * grain(i).to(y))
         return _some(x, on('cutout'), lambda y, i: cut(y, a['cutout'][i] - 1))
 
-# %% ../nbs/08_augment.ipynb #922ec620
+# %% ../nbs/08_augment.ipynb #8db91e1e
 class AdaptiveP:
     "The probability of augmentation, moved so that the mean sign of D(real) comes to a target. `float()` of it is p."
     def __init__(self,
