@@ -355,6 +355,7 @@ class AdaptiveP:
         every:int=4,          # steps between two moves
         p:float=0.,           # to begin with
     ):
+        if kimg <= 0 or every < 1: raise HxError(f'ADA: kimg {kimg:g}, every {every}: expected more than 0')
         self.target, self.kimg, self.every = target, kimg, every
         self.p, self.signs, self.images, self.steps = p, 0., 0, 0
 

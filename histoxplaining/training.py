@@ -56,11 +56,6 @@ class TrainConfig:
     perceptual:str = 'auto'        # 'lpips', 'lite0', 'auto': LPIPS from 64 px up, where AlexNet's weights are found
     adv_weight:float = .5          # plain discriminator's term       } share of the pixel gradient, relative
     proj_weight:float = 1.         # projected discriminator's term   } to the reconstruction's
-    aug:str|None = None            # of what the plain discriminator sees: 'ada', 'fixed' or 'none'; None: ada where there is one
-    aug_pipe:str = 'histo'         # what can happen, see `augment.PIPES`; 'bgc' is usual for photographs, its hues are wrong for stained tissue
-    aug_p:float = .2               # probability of each change under 'fixed'
-    ada_target:float = .6          # mean sign of D(real) that ADA aims at
-    ada_kimg:float = 500           # ... and the thousand images in which its probability can go from 0 to 1
     kl_weight:float = .5           # classifier's term, after its ramp }
     kl_ramp:float = 1/3            # share of the run over which it is ramped in
     w_weight:float = .1            # encoder inverts generator
@@ -68,6 +63,11 @@ class TrainConfig:
     w_every:int = 4                # ... evaluated every so many steps
     r1_gamma:float|None = None     # R1 weight; None: 0.0002 size^2 / batch
     r1_every:int = 16              # lazy R1
+    aug:str|None = None            # of what the plain discriminator sees: 'ada', 'fixed' or 'none'; None: ada where there is one
+    aug_pipe:str = 'histo'         # what can happen, see `augment.PIPES`; 'bgc' is usual for photographs, its hues are wrong for stained tissue
+    aug_p:float = .2               # probability of each change under 'fixed'
+    ada_target:float = .6          # mean sign of D(real) that ADA aims at
+    ada_kimg:float = 500           # ... and the thousand images in which its probability can go from 0 to 1
     pl_weight:float|None = None    # path length weight; 0: off. stylegan2: 2, else 0
     pl_every:int = 4               # lazy path length
     ema_kimg:float|None = None     # half life of the moving averages; None: 10 batch / 32
