@@ -129,7 +129,7 @@ def continued(given:dict, ckpt):
     if state is None: raise HxError(f'{p}: no checkpoint that can be read')
     old = {k: v for k, v in state['config'].items() if k in {f.name for f in fields(TrainConfig)}}
     other = given.get('arch', old['arch']) != old['arch']
-    drop = ('device', *(('disc', 'noise', 'mixing', 'ae_kimg', 'warm_kimg', 'pl_weight') if other else ()))
+    drop = ('device', *(('disc', 'noise', 'mixing', 'ae_kimg', 'warm_kimg', 'pl_weight') if other else ()), *(('aug',) if other or 'disc' in given else ()))
     cfg = TrainConfig(**{**{k: v for k, v in old.items() if k not in drop}, **given})
     if other and cfg.arch == 'StyleEx' and 'ae_kimg' not in given:       # an encoder that is there needs no time of its own; a new one does
         cfg = replace(cfg, ae_kimg=state['nimg'] / 1000 + (0 if old['arch'] == 'autoencoder' else cfg.kimg / 5))
@@ -156,6 +156,11 @@ def hx_train(
     channel_max:int=None,          # limit of channels
     lr:float=None,                 # of generator and discriminator
     r1_gamma:float=None,           # R1 weight
+    aug:str=None,                  # of what the plain discriminator sees: ada (default), fixed or none
+    augment:store_true=False,      # the same as --aug ada, or with --aug_p as --aug fixed
+    aug_pipe:str=None,             # histo (default), bgc, ... (see room 08)
+    aug_p:float=None,              # probability of each change; by itself it means --aug fixed
+    ada_target:float=None,         # mean sign of D(real) that ada aims at
     ae_kimg:float=None,            # autoencoder first, for so long
     snap_kimg:float=None,          # between checkpoints
     device:str=None,               # cpu, cuda
@@ -164,8 +169,10 @@ def hx_train(
     "Train a StyleEx model (or a plain conditional StyleGAN2, or an autoencoder) on a tile store."
     with user_errors():
         names = {f.name for f in fields(TrainConfig)}
+        aug = aug or ('fixed' if aug_p is not None else 'ada' if augment else None)
+        if aug_p is not None and aug != 'fixed': raise HxError(f'--aug_p is the probability of --aug fixed, not of --aug {aug}')
         opts = dict(arch=arch, size=size, kimg=kimg, batch=batch, seed=seed, disc=disc, channel_base=channel_base, channel_max=channel_max, lr=lr,
-                    r1_gamma=r1_gamma, ae_kimg=ae_kimg, snap_kimg=snap_kimg, device=device)
+                    r1_gamma=r1_gamma, aug=aug, aug_pipe=aug_pipe, aug_p=aug_p, ada_target=ada_target, ae_kimg=ae_kimg, snap_kimg=snap_kimg, device=device)
         given = {k: v for k, v in opts.items() if v is not None and k in names} | {'data': dataset}
         if uncond or cgan: given['cgan'] = not uncond
         cfg = continued(given, ckpt)

@@ -9,7 +9,8 @@ import sys, torch
 torch.set_num_threads(1)
 from histoxplaining.training import TrainConfig, train
 data, out, clf, arch, disc, ckpt = sys.argv[1:]
-cfg = TrainConfig(data=data, arch=arch, disc=disc or None, kimg=.32, batch=8, channel_base=256, channel_max=16, proj_res=32, ae_kimg=.16 if arch == 'StyleEx' else None, log_kimg=.016, snap_kimg=.048)
+cfg = TrainConfig(data=data, arch=arch, disc=disc or None, kimg=.32, batch=8, channel_base=256, channel_max=16, proj_res=32, ae_kimg=.16 if arch == 'StyleEx' else None, log_kimg=.016, snap_kimg=.048,
+                  aug_pipe='bgcfnc', ada_target=-1., ada_kimg=.4)
 train(cfg, out, None if arch == 'stylegan2' else clf, ckpt=ckpt or None)
 '''
 
@@ -51,6 +52,7 @@ def test_killed_run_resumes_to_the_same_bits(tiny, tmp_path, arch, disc):
     finish(start(data, tmp_path/'cut', clf, arch, disc, tmp_path/'cut'))
     whole, cut = RunDir(tmp_path/'whole'), RunDir(tmp_path/'cut')
     assert_same(whole.latest(), cut.latest())
+    assert arch == 'autoencoder' or whole.latest()['ada']['p'] > .1                        # augmentation was at work
     pick = lambda run: [{k: v for k, v in r.items() if k not in ('img_s', 'seconds')} for r in run.read_log()]
     snaps = lambda run: [r for r in pick(run) if r.get('snapshot')]
     assert snaps(whole) == snaps(cut)                                                     # the log tells one story
