@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['g_nonsaturating', 'd_logistic', 'g_hinge', 'd_hinge', 'r1_penalty', 'path_lengths', 'path_length_penalty',
-           'coarse_l1', 'alexnet_weights', 'LPIPS', 'Lite0Distance', 'perceptual', 'sliced_wasserstein',
-           'classifier_kl']
+           'coarse_l1', 'sliced_wasserstein', 'classifier_kl']
 
 # %% ../nbs/12_losses.ipynb #4d140735
 import math
 import torch, torch.nn as nn
 import torch.nn.functional as F
-from .files import CheckpointError, HxError, find_weights, load_tensors
-from .classifier import backbone
+from .features import LPIPS, Lite0Distance, alexnet_weights, perceptual
 
 # %% ../nbs/12_losses.ipynb #80eceddc
 def g_nonsaturating(
@@ -77,52 +75,6 @@ def coarse_l1(
 )->torch.Tensor:
     "Mean absolute difference of local averages."
     return (F.avg_pool2d(x, cell) - F.avg_pool2d(y, cell)).abs().mean()
-
-# %% ../nbs/12_losses.ipynb #a3c32390
-def alexnet_weights(path=None):
-    "Path of torchvision's AlexNet weights on this machine, or None (see `files.find_weights`)."
-    return find_weights(['alexnet_imagenet_features.safetensors', 'alexnet-owt-7be5be79.pth'], path)
-
-class LPIPS(nn.Module):
-    "LPIPS (AlexNet, v0.1) of two batches `[N, 3, H, W]` in [-1, 1]: `[N]`. Raises `CheckpointError` without AlexNet weights."
-    def __init__(self,
-        weights=None,   # file of torchvision's AlexNet; None: search
-    ):
-        super().__init__()
-        from torchmetrics.functional.image.lpips import _LPIPS
-        path = alexnet_weights(weights)
-        if path is None: raise CheckpointError('LPIPS needs the ImageNet weights of AlexNet (alexnet-owt-7be5be79.pth): put the file into $HX_WEIGHTS or the torch hub cache')
-        self.net = _LPIPS(pretrained=True, net='alex', pnet_rand=True)          # the learned heads come with torchmetrics
-        convs = {f'{k}': m for s in self.net.net.children() for k, m in s.named_children() if isinstance(m, nn.Conv2d)}
-        sd = load_tensors(path)
-        for k, m in convs.items():
-            m.weight.data.copy_(sd[f'features.{k}.weight']); m.bias.data.copy_(sd[f'features.{k}.bias'])
-        self.eval().requires_grad_(False)
-
-    def train(self, mode=True): return super().train(False)
-    def forward(self, x, y):
-        if x.shape[-1] < 32: x, y = (F.interpolate(v, (32, 32), mode='bilinear', align_corners=False) for v in (x, y))   # AlexNet's smallest picture
-        return self.net(x, y).flatten()
-
-class Lite0Distance(nn.Module):
-    "LPIPS's distance without learned weights, on four stages of EfficientNet-Lite0: `[N]`."
-    def __init__(self):
-        super().__init__()
-        self.net = backbone('tf_efficientnet_lite0', pretrained=True).eval().requires_grad_(False)
-
-    def train(self, mode=True): return super().train(False)
-    def forward(self, x, y):
-        fx, fy = (self.net.forward_intermediates(v, indices=(-5, -4, -3, -2), intermediates_only=True) for v in (x, y))
-        return sum((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean([1, 2]) for a, b in zip(fx, fy))
-
-def perceptual(
-    kind:str='auto',   # 'lpips', 'lite0', or 'auto': LPIPS where AlexNet's weights are found
-)->nn.Module:
-    "A perceptual distance `(x, y) -> [N]`, frozen."
-    kinds = {'lpips': LPIPS, 'lite0': Lite0Distance}
-    if kind == 'auto': kind = 'lpips' if alexnet_weights() else 'lite0'
-    if kind not in kinds: raise HxError(f"perceptual '{kind}': expected one of auto, {', '.join(kinds)}")
-    return kinds[kind]()
 
 # %% ../nbs/12_losses.ipynb #af35bad0
 def sliced_wasserstein(
