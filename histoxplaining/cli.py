@@ -50,7 +50,7 @@ def parse_classes(
 
 @call_parse
 def hx_tiles(
-    source:str,             # folder with one folder of pictures per class, a CSV with path,label[,group], a zip of either, or one large image (with --tile)
+    source:str,             # folder with one folder of pictures per class, a CSV with path,label[,group], a zip of either, an LMDB of other StyleGAN2 code, a zip with dataset.json, or one large image (with --tile)
     store:str,              # tile store to write
     size:int=64,            # side of the tiles
     classes:str='',         # comma-separated, in this order; a=X+Y,b=Z renames and merges; default: all, by name

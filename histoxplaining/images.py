@@ -178,7 +178,7 @@ def style():
     import matplotlib.pyplot as plt
     return plt.rc_context({'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'xtick.labelsize': 7,
         'ytick.labelsize': 7, 'legend.fontsize': 7, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'text.color': INK, 'xtick.color': INK,
-        'ytick.color': INK, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'legend.frameon': False,
+        'ytick.color': INK, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'legend.frameon': False, 'axes.prop_cycle': plt.cycler(color=CLASS_COLOURS),
         'figure.dpi': 110, 'savefig.dpi': 110, 'image.interpolation': 'nearest'})
 
 def grid(

@@ -94,20 +94,19 @@ def _folder(path):
     "The folder if it can be written, or could be made; else None."
     with contextlib.suppress(OSError):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(path, os.W_OK) and (not hasattr(os, 'getuid') or path.stat().st_uid == os.getuid()): return path
+        if os.access(path, os.W_OK) and path.stat().st_uid == os.getuid(): return path
 
 def _caches():
     "Where compiled operators are kept, and where else when that cannot be written."
     home = os.environ.get('TORCH_EXTENSIONS_DIR') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'torch_extensions'
-    return [Path(home)/'histoxplaining', Path(tempfile.gettempdir())/f"histoxplaining-{os.getuid() if hasattr(os, 'getuid') else 'ops'}"]
+    return [Path(home)/'histoxplaining', Path(tempfile.gettempdir())/f"histoxplaining-{os.getuid()}"]
 
 @contextlib.contextmanager
 def _locked(path):
-    "Hold a lock on a file; where the platform has none, do without."
+    "Hold a lock on a file; it is released when its owner dies."
+    import fcntl
     with open(path, 'a') as f:
-        with contextlib.suppress(ImportError):
-            import fcntl
-            fcntl.flock(f, fcntl.LOCK_EX)
+        fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
 def _flags(device):
@@ -167,7 +166,7 @@ def _native(device):
     "`(library or None, reason)` for a device type; built on the first call."
     if (choice := os.environ.get('HX_OPS', 'auto')) == 'reference': return None, 'HX_OPS=reference'
     if choice not in ('auto', 'native'): raise ValueError(f"HX_OPS={choice}: expected reference, native, or nothing")
-    if device not in ('cpu', 'cuda'): return None, f'no native operators for {device}'
+    if device not in ('cpu', 'cuda') or os.name != 'posix': return None, f'no native operators for {device} on {sys.platform}'
     try: lib = _library(device)
     except Exception as e:
         lines = [l for l in str(e).splitlines() if l.strip()] or [type(e).__name__]
@@ -289,7 +288,7 @@ class _BiasActGrad(torch.autograd.Function):
         d_ref = _run_bias_act(lib, 2, False, ref, b, dy, u, *args)
         return d_dy, d_ref, _over(d_ref, args[0]) if ctx.needs_input_grad[2] else None, *[None] * 6
 
-def _over(x, dim): return x.sum([i for i in range(x.ndim) if i != dim]) if x.ndim > 1 else x
+def _over(x, dim): return x.sum([i for i in range(x.ndim) if i != dim], dtype=torch.promote_types(x.dtype, torch.float32)) if x.ndim > 1 else x
 
 # %% ../nbs/05_ops.ipynb #e42b13c8
 FORCE = os.environ.get('HX_OPS') == 'native'
