@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['user_errors', 'parse_classes', 'hx_tiles', 'hx_convert', 'hx_classifier', 'wandb_callback', 'continued', 'hx_train',
-           'hx_explain', 'hx_demo']
+           'hx_explain', 'hx_inception', 'hx_fid', 'hx_demo']
 
 # %% ../nbs/20_cli.ipynb #c12c8655
-import json, sys, time
+import json, sys, tempfile, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-import numpy as np
+import numpy as np, torch
 from fastcore.script import Param, call_parse, store_true
-from .files import HxError
+from .files import HxError, stream
 from .images import SUFFIXES, to_uint8
 from .synthetic import write_folder
 from .tiles import TileStore
 from .classifier import Classifier, report_card, train_classifier
 from .checkpoints import RunDir, load_state
+from .features import feature_set, features as get_features, generated, picture_set
+from .metrics import Results, density_coverage, frechet_distance, kid, load_statistics, merge_statistics, precision_recall, save_statistics, set_statistics
 from .training import TrainConfig, train
 from .explainer import Explainer, as_batch
 from .latents import class_direction
@@ -233,6 +235,123 @@ def hx_explain(
 def _spread(cfs, n):
     "At most n cases, evenly over the list."
     return cfs if len(cfs) <= n else [cfs[i] for i in np.linspace(0, len(cfs) - 1, n).astype(int)]
+
+# %% ../nbs/20_cli.ipynb #1b355e62
+def _reference_set(dataset, label, split, n):
+    "The pictures of a store or folder that statistics are to be of."
+    store = TileStore(dataset) if (Path(dataset)/'data.mdb').exists() else None
+    if split not in (None, 'val', 'train', 'all'): raise HxError(f"--split {split}: expected val, train or all")
+    if store is None and split not in (None, 'all'): raise HxError(f'{dataset}: a folder of pictures has no split; make a tile store of it (hx_tiles)')
+    if store is not None and split != 'all':
+        part = store.val if split in (None, 'val') else store.train
+        if split or len(part): store = part
+    s = picture_set(store if store is not None else dataset)
+    if label is not None:
+        if label not in s.classes: raise HxError(f"--filter_label {label}: no such class in {dataset}; found {', '.join(s.classes) or 'no classes'}")
+        s = s.some(np.flatnonzero(s.labels == s.classes.index(label)))
+        s.about['class'] = label
+    return s if len(s) <= n else s.some(np.linspace(0, len(s) - 1, n).round().astype(int))
+
+@call_parse
+def hx_inception(
+    dataset:str,              # tile store, or folder of pictures or of one folder per class
+    filter_label:str=None,    # only this class
+    features:str='inception', # what to look with: inception, lite0, a timm name, or a classifier (*.safetensors)
+    weights:str=None,         # file of its weights; default: found on this machine
+    download:store_true=False, # fetch the weights of the Inception network (96 MB) where they are missing
+    size:int=None,            # side that pictures are brought to; default: the network's own
+    split:str=None,           # val, train or all; default: the held-out tiles, where there are any
+    n_sample:int=50000,       # pictures at most
+    batch_size:int=64,        # pictures at a time
+    shard:str=None,           # i/n: the i-th of n parts only; merge: put the parts together
+    out:str=None,             # *.safetensors; default: <features>_<dataset>[_<label>].safetensors
+    device:str=None,          # cpu, cuda
+):
+    "Measure real pictures once, for hx_fid: mean and covariance of their features, with a note of what they are."
+    with user_errors():
+        name = '_'.join([Path(features).stem, Path(dataset).stem, *([filter_label] if filter_label else [])])
+        path = Path(out or f'{name}.safetensors')
+        part = lambda i, n: path.with_name(f'{path.stem}.{i}-of-{n}.safetensors')
+        if shard == 'merge':
+            parts = sorted(path.parent.glob(f'{path.stem}.*-of-*.safetensors'))
+            if not parts: raise HxError(f"{path.parent}: no parts {part('i', 'n').name} to merge")
+            s = merge_statistics([load_statistics(p) for p in parts])
+        else:
+            try: i, n = (int(v) for v in shard.split('/')) if shard else (0, 1)
+            except ValueError: raise HxError(f'--shard {shard}: expected i/n, such as 0/4, or merge') from None
+            s = set_statistics(_reference_set(dataset, filter_label, split, n_sample), get_features(features, weights=weights, size=size, download=bool(download), device=device), shard=(i, n), batch=batch_size)
+            if shard: path = part(i, n)
+        save_statistics(path, s)
+        a = s.about
+        print(f"{len(s)} pictures ({a.get('class', 'all classes')}, {a['split']}; {a['history']}), {a['features']} {a['weights']}, {len(s.moments.mean)} numbers each -> {path}")
+
+
+# %% ../nbs/20_cli.ipynb #ce77c2c7
+def _drawing_model(path, device):
+    "Whatever draws pictures, as an `Explainer`, and the folder that belongs to it."
+    p = Path(path)
+    if p.is_dir(): return (Explainer.from_run(p, device), p) if (p/'model').is_dir() else (Explainer.load(p, device), p)
+    if not p.is_file(): raise HxError(f'{p}: no such run, model or checkpoint')
+    run = p.parent.parent
+    if p.suffix == '.pt' and p.parent.name == 'state' and (run/'model').is_dir():
+        ex, state = Explainer.from_run(run, device), load_state(p)
+        ex.G.load_state_dict(state['ema']['G'])
+        ex.card['nimg'] = state['nimg']
+        return ex, run
+    with tempfile.TemporaryDirectory() as tmp: return Explainer.load(convert(p, Path(tmp)/'model'), device), p.parent
+
+def _class_vectors(ex, label, counts, n, seed):
+    "What to draw: opinions of real tiles where the model was conditioned on such, else classes as often as they are in the statistics."
+    if label is not None: ex.class_index(label)
+    if not ex.G.c_dim: return None
+    names = [label] if label is not None else [c for c in ex.classes if counts.get(c)] or list(ex.classes)
+    ref = ex.reference
+    if ex.card.get('arch') != 'stylegan2' and ref is not None and ex.classifier is not None:
+        mine = torch.isin(ref.labels, torch.tensor([ex.classes.index(c) for c in names]))
+        if mine.any(): return (ref.logits[mine] / ex.classifier.temperature).softmax(1)
+    weight = torch.tensor([float(counts.get(c, 0) or (not any(counts.get(k) for k in names))) if c in names else 0. for c in ex.classes])
+    return torch.eye(ex.G.c_dim)[torch.multinomial(weight, n, replacement=True, generator=stream(seed, 'fid/classes'))]
+
+@call_parse
+def hx_fid(
+    checkpoint:str,           # run folder, model folder, state of a run, checkpoint of the lineage (.pt) or of StyleGAN2-ADA (.pkl); or a tile store or folder of pictures
+    inception:str=None,       # statistics of the real pictures, from hx_inception (or an old inception_*.pkl)
+    n_sample:int=None,        # pictures to draw; default: as many as were measured, 50000 at most
+    label:str=None,           # class to draw; default: that of the statistics, or classes as often as there
+    truncation:float=1,       # < 1: closer to the average
+    batch:int=64,             # pictures at a time
+    weights:str=None,         # of the features; default: found on this machine
+    download:store_true=False, # fetch the weights of the Inception network (96 MB) where they are missing
+    seed:int=0,               # of the pictures
+    out:str=None,             # *.jsonl to add to; default: metrics.jsonl beside the model
+    device:str='cpu',
+):
+    "Distance of a model's pictures (or of other pictures) to measured real ones: printed, and added to a file of measurements."
+    with user_errors():
+        if not inception: raise HxError('--inception: expected the file with statistics of the real pictures; hx_inception makes it')
+        s = load_statistics(inception)
+        spec, p = s.about['spec'], Path(checkpoint)
+        if spec.get('kind') is None: raise HxError(f'{inception}: made with features that have no name; measure with metrics.frechet_distance in Python')
+        known = spec.get('weights') if spec.get('weights') and Path(spec['weights']).is_file() else None
+        f = get_features(spec['kind'], weights=weights or known, size=spec.get('size'), download=bool(download), device=device)
+        n, counts = n_sample or min(len(s) or 50000, 50000), s.about.get('counts', {})
+        if p.is_dir() and not any((p/d).exists() for d in ('model', 'card.json')): ex, fakes, home = None, picture_set(p), p.parent
+        else:
+            ex, home = _drawing_model(p, device)
+            cls = label or (s.about.get('class') if s.about.get('class') in ex.classes else None)
+            fakes = generated(ex.G, n, c=_class_vectors(ex, cls, counts, n, seed), classes=ex.classes, seed=seed, truncation_psi=truncation, noise_mode=ex.noise_mode, pixel_range=ex.pixel_range, name=ex.card.get('name', p.name))
+        g = feature_set(fakes, f, batch=batch)
+        facts = dict(seed=seed) if ex is None else dict(seed=seed, checkpoint=p.name, nimg=ex.card.get('nimg'))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')                                     # the line itself says when there are too few pictures
+            results = Results([frechet_distance(s, g, f, **facts)])
+        if s.sample is not None and min(len(g), len(s.sample)) > 5:
+            some = replace(g, x=g.x[:len(s.sample)])                            # as many as there are real vectors in the file
+            results += [kid(s, g, f, **facts), *precision_recall(s, some, f, **facts).values(), *density_coverage(s, some, f, **facts).values()]
+        path = Path(out) if out else Path(home)/'metrics.jsonl'
+        results.save(path)
+        print(f'{results!r}\n-> {path}')
+
 
 # %% ../nbs/20_cli.ipynb #d931ee4e
 @call_parse

@@ -8,7 +8,7 @@ __all__ = ['g_nonsaturating', 'd_logistic', 'g_hinge', 'd_hinge', 'r1_penalty', 
 
 # %% ../nbs/12_losses.ipynb #4d140735
 import math
-import torch, torch.nn as nn
+import torch
 import torch.nn.functional as F
 from .features import LPIPS, Lite0Distance, alexnet_weights, perceptual
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Measured', 'Results', 'Moments', 'Statistics', 'frechet_distance', 'kid', 'precision_recall', 'density_coverage',
-           'compare', 'lpips', 'ms_ssim_scales', 'ms_ssim', 'memorisation', 'perceptual_path_length', 'separability',
-           'set_statistics', 'merge_statistics', 'save_statistics', 'load_statistics']
+           'compare', 'lpips', 'ms_ssim_scales', 'ms_ssim', 'memorisation', 'perceptual_path_length', 'Separability',
+           'separability', 'set_statistics', 'merge_statistics', 'save_statistics', 'load_statistics']
 
 # %% ../nbs/11_metrics.ipynb #f7346d09
 import functools, json, math, warnings
@@ -74,7 +74,7 @@ class Results(list):
             r = m.record
             return f'{float(m):.3g}' + (f" [{r['interval'][0]:.3g}, {r['interval'][1]:.3g}]" if r.get('interval') else '') + (f" (floor {r['floor']:.3g})" if r.get('floor') is not None else '')
         rows = [f"| {n} | " + ' | '.join(text(cell[n, c]) if (n, c) in cell else '' for c in classes) + ' |' for n in names]
-        same = {k: v for k in ('n', 'features', 'weights', 'resize', 'split', 'data', 'model', 'data_history', 'fake_history', 'seed', 'version')
+        same = {k: v for k in ('n', 'features', 'weights', 'resize', 'split', 'data', 'model', 'data_history', 'fake_history', 'fake_seed', 'seed', 'version')
             if len({_short(_plain(m.record.get(k))) for m in self if m.record.get('class', 'all') == classes[0]}) == 1 and (v := self[0].record.get(k)) is not None}
         return '\n'.join([f"| | {' | '.join(classes)} |", '|' + '---|' * (len(classes) + 1), *rows, '', ' · '.join(f"{k.replace('_', ' ')} {_short(_plain(v))}" for k, v in same.items())])
 
@@ -110,19 +110,23 @@ class Moments:
     rows:np.ndarray|None = None  # [n, d], the vectors less their mean, in place of it where n <= d
 
     @classmethod
-    def of(cls, x, chunk=8192):
+    def of(cls, x, chunk=4096):
         "Of vectors `[n, d]`. Raises `DataError` unless they are finite."
         x = np.asarray(x)
         if x.ndim != 2 or not x.size: raise DataError(f'expected vectors [n, d], found {list(x.shape)}')
-        total = None
-        for i in range(0, len(x), chunk):
-            b = x[i:i + chunk].astype(np.float64)
-            if not np.isfinite(b).all(): raise DataError(f'vector {i + int(np.flatnonzero(~np.isfinite(b).all(1))[0])} is not finite')
-            mean = b.mean(0)
-            b -= mean
-            part = cls(len(b), mean, None, b) if len(b) <= x.shape[1] else cls(len(b), mean, b.T @ b)
-            total = part if total is None else total + part
-        return total
+        (n, d), part = x.shape, np.empty((min(chunk, len(x)), x.shape[1]))
+        with np.errstate(invalid='ignore', over='ignore'):
+            near = x[:chunk].mean(0, dtype=np.float64)                        # sums of differences from a vector near the mean stay small
+            total, S, rows = np.zeros(d), np.zeros((d, d) if n > d else 0, order='F'), np.empty((0 if n > d else n, d))
+            for i in range(0, n, chunk):
+                b = np.subtract(x[i:i + chunk], near, out=part[:n - i])
+                total += b.sum(0)
+                if n > d: S = scipy.linalg.blas.dsyrk(1., b.T, beta=1., c=S, overwrite_c=1)    # one triangle: half the work
+                else: rows[i:i + chunk] = b
+        if not np.isfinite(total).all(): raise DataError(f'vector {int(np.flatnonzero(~np.isfinite(x).all(1))[0])} is not finite')
+        if n <= d: return cls(n, near + total / n, None, rows - total / n)
+        S = np.triu(S) + np.triu(S, 1).T
+        return cls(n, near + total / n, S - np.outer(total, total / n))
 
     def __add__(self, other):
         if self.mean.shape != other.mean.shape: raise DataError(f'moments of {len(self.mean)} and of {len(other.mean)} numbers cannot be merged')
@@ -152,8 +156,8 @@ class Moments:
         "R `[r, d]` with `R.T @ R` the covariance: the vectors, the Cholesky factor, or, where that has no full rank, scaled eigenvectors."
         if self.rows is not None: return self.rows / math.sqrt(self._enough())
         C = self.cov
-        try: return np.linalg.cholesky(C).T
-        except np.linalg.LinAlgError: val, vec = np.linalg.eigh(C)
+        try: return scipy.linalg.cholesky(C, check_finite=False)
+        except scipy.linalg.LinAlgError: val, vec = scipy.linalg.eigh(C, check_finite=False)
         keep = val > max(val[-1], 0) * len(val) * np.finfo(float).eps
         return (vec[:, keep] * np.sqrt(val[keep])).T
 
@@ -176,7 +180,9 @@ def _frechet(a, b):
     R = a.factor()
     if not len(R): roots = 0.
     elif b.rows is not None: roots = np.linalg.svd(R @ b.factor().T, compute_uv=False).sum()
-    else: roots = np.sqrt(scipy.linalg.eigvalsh(R @ b.cov @ R.T, check_finite=False, overwrite_a=True).clip(0)).sum()
+    else:
+        gemm = scipy.linalg.blas.dgemm                 # SciPy's throughout: the threads of a second library would wait for the same cores
+        roots = np.sqrt(scipy.linalg.eigvalsh(gemm(1., gemm(1., R, b.cov), R, trans_b=True), driver='evd', check_finite=False, overwrite_a=True).clip(0)).sum()
     return max(float(np.square(a.mean - b.mean).sum() + a.trace + b.trace - 2 * roots), 0.)
 
 # %% ../nbs/11_metrics.ipynb #cb431e39
@@ -209,7 +215,7 @@ def _about(real, fake, name):
     if len({a['features_hash'] for a in both}) > 1: raise DataError('not looked at with the same features: ' + ' and '.join(f"{a['features']} (weights {a['weights']}; {a['resize']})" for a in both))
     f = both[0] if both else {'features': next((a['features'] for a in (r, g) if 'features' in a), name or 'features')}
     facts = dict(n=tuple(s.n if isinstance(s, Moments) else s.moments.n if isinstance(s, Statistics) else len(s) for s in (real, fake)), **{k: f.get(k) for k in ('features', 'weights', 'features_hash', 'resize')},
-        split=r.get('split'), data=r.get('hash'), data_history=r.get('history'), model=g.get('model'), fakes=g.get('hash'), fake_history=g.get('history'), seed=g.get('seed'), version=__version__)
+        split=r.get('split'), data=r.get('hash'), data_history=r.get('history'), model=g.get('model'), fakes=g.get('hash'), fake_history=g.get('history'), fake_seed=g.get('seed'), version=__version__)
     return facts | {'class': r.get('class') or g.get('class') or 'all'}, f.get('reference', False)
 
 def _moments(s): return s if isinstance(s, Moments) else s.moments if isinstance(s, Statistics) else Moments.of(s.x)
@@ -260,7 +266,7 @@ def frechet_distance(
     if few < 2 * d:
         facts['warning'] = f'{few} pictures for {d} numbers each'
         warnings.warn(f'{few} pictures for {d} numbers each: a Fréchet distance is mostly bias below {2 * d}; look at its excess over the floor, at KID, or at fewer principal components', stacklevel=2)
-    return Measured(value, lambda: _small_print(a, b, value, seed), metric='fid' if is_fid else f"fd_{facts['features']}", **facts | record)
+    return Measured(value, lambda: _small_print(a, b, value, seed), metric='fid' if is_fid else f"fd_{facts['features']}", **facts | dict(seed=seed) | record)
 
 # %% ../nbs/11_metrics.ipynb #71e63eac
 def _vectors(v, f):
@@ -299,7 +305,7 @@ def kid(
         own = [(K.sum() - np.trace(K)) / (m * (m - 1)) for K in (k(u, u), k(v, v))]
         values.append(sum(own) - 2 * k(u, v).mean())
     mean, sd = float(np.mean(values)), float(np.std(values))
-    return Measured(mean, metric='kid' if is_fid else f"kd_{facts['features']}", interval=(mean - sd, mean + sd), sd=sd, subsets=len(values), size=m, **facts | record)
+    return Measured(mean, metric='kid' if is_fid else f"kd_{facts['features']}", interval=(mean - sd, mean + sd), sd=sd, subsets=len(values), size=m, **facts | dict(seed=seed) | record)
 
 # %% ../nbs/11_metrics.ipynb #e1600542
 def _blocks(q, x, block=1024):
@@ -336,7 +342,7 @@ def density_coverage(
     "`density` (may exceed 1) and `coverage` of fakes (Naeem et al. 2020). Raises `DataError` for k pictures or fewer."
     x, y, facts, radius = _balls(a, b, features, k, f'density with {k} neighbours')
     rx = radius(x)
-    found = dict(density=torch.cat([(d <= rx).sum(1) / k for d in _blocks(y, x)]), coverage=torch.cat([d.min(1)[0] for d in _blocks(x, y)]) <= rx)
+    found = dict(density=torch.cat([(d <= rx).sum(1).double() / k for d in _blocks(y, x)]), coverage=torch.cat([d.min(1)[0] for d in _blocks(x, y)]) <= rx)
     return {name: Measured(v.double().mean(), metric=name, k=k, **facts | record) for name, v in found.items()}
 
 # %% ../nbs/11_metrics.ipynb #3e2f5dbe
@@ -454,7 +460,7 @@ def memorisation(
     pairs = [(i, int(j[i]), int(k[i]), round(float(d[i]), 4)) for i in d.argsort().tolist()[:8]]
     facts, _ = _about(t, FeatureSet(d.numpy(), features, g.about), None)
     if limit < 1e-3 * float(d.median()): facts['warning'] = f'{percentile:g} % of the training tiles have a double: copies cannot be told'
-    return Measured(float((d < limit).double().mean()), metric='memorisation', threshold=limit, percentile=percentile, pairs=pairs, **facts | record)
+    return Measured(float((d < limit).double().mean()), metric='memorisation', threshold=limit, percentile=percentile, pairs=pairs, **facts | dict(seed=seed) | record)
 
 # %% ../nbs/11_metrics.ipynb #39cb4785
 @torch.no_grad()
@@ -521,6 +527,16 @@ class _Space:
         if not sil: return np.full(3, np.nan)
         return np.array([np.concatenate(sil).mean(), np.average(auc, weights=pairs), np.average(pure, weights=size)])
 
+class Separability(Results):
+    "Figures of `separability`, each beside what chance, colour and matched stain give."
+    def table(self):
+        "A Markdown table; chance as mean ± deviation over permutations."
+        cell = lambda v: '' if v is None else f'{v[0]:.3f} ± {v[1]:.3f}' if isinstance(v, (list, tuple)) else f'{v:.3f}'
+        columns = {'codes': 'value', 'chance': 'permuted', 'colour alone': 'rgb', 'codes, stain matched': 'matched_value', 'chance, stain matched': 'matched_permuted', 'colour, stain matched': 'matched_rgb'}
+        r = self[0].record
+        return '\n'.join([f"| | {' | '.join(columns)} |", '|' + '---|' * (len(columns) + 1), *(f"| {m.record['metric']} | {' | '.join(cell(m.record.get(k)) for k in columns.values())} |" for m in self), '',
+            f"n {r['n']}, {r['d']} numbers each" + ('' if r['clusters'] is None else f"; {r['matched_n']} of them in {r['clusters']} stain clusters of several classes") + f" · version {r['version']}"])
+
 def separability(
     codes,                   # [n, d], or a dict of layers [n, channels] (StyleSpace)
     labels,                  # [n]
@@ -532,7 +548,7 @@ def separability(
     permutations:int=20,     # of the labels
     seed:int=0,              # of folds and permutations
     **record,
-)->Results:
+)->Separability:
     "`silhouette`, `probe_auc` and `knn_purity` of codes, with what chance, colour, and matched stain give. Raises `DataError`."
     x = np.concatenate([np.asarray(v) for v in codes.values()], 1) if isinstance(codes, dict) else np.asarray(codes)
     y = np.unique(np.asarray(labels), return_inverse=True)[1]
@@ -553,7 +569,7 @@ def separability(
         for name, (v, chance, colour) in out.items():
             yield from ((f'{name}value', v[i]), (f'{name}permuted', (chance[:, i].mean(), chance[:, i].std())), (f'{name}p', (1 + (chance[:, i] >= v[i]).sum()) / (1 + permutations)), (f'{name}rgb', None if colour is None else colour[i]))
     more = dict(n=len(y), d=x.shape[1], matched_n=sum(map(len, matched)) if stain is not None else None, clusters=len(matched) if stain is not None else None, k=k, folds=folds, permutations=permutations, seed=seed, version=__version__)
-    return Results(Measured(r.pop('value'), **{'metric': m} | r | more | record) for i, m in enumerate(('silhouette', 'probe_auc', 'knn_purity')) for r in [dict(facts(i))])
+    return Separability(Measured(r.pop('value'), **{'metric': m} | r | more | record) for i, m in enumerate(('silhouette', 'probe_auc', 'knn_purity')) for r in [dict(facts(i))])
 
 # %% ../nbs/11_metrics.ipynb #c030da11
 def set_statistics(
