@@ -33,7 +33,7 @@ def test_fid_is_torch_fidelitys(inception, tmp_path):
     want = calculate_metrics(input1=str(tmp_path/'a'), input2=str(tmp_path/'b'), fid=True, cuda=False, verbose=False, feature_extractor_weights_path=str(inception), save_cpu_ram=True, cache=False)
     f = features('inception', weights=inception)
     got = frechet_distance(f(sets[0]), f(sets[1]), f)
-    assert got.record['metric'] == 'fid' and abs(got - want['frechet_inception_distance']) <= 1e-3 * got
+    assert got.record['metric'].startswith('fd_inception') and abs(got - want['frechet_inception_distance']) <= 1e-3 * got
 
 
 def test_the_toy_number_of_the_lineage(shared):
@@ -58,25 +58,24 @@ def test_properties_of_the_distance(n, d):
     assert abs(scale - direct) < 1e-5 * scale
 
 
-def test_shards_merge_and_batches_do_not_matter(tmp_path):
+def test_shards_merge_and_batches_do_not_matter():
     x = rng.standard_normal((1000, 12)) + 50
     whole = Moments.of(x)
     parts = Moments.of(x[:10]) + Moments.of(x[10:700]) + Moments.of(x[700:])
     for got in (parts, Moments.of(x, chunk=64)):
         assert got.n == 1000 and np.abs(got.mean - whole.mean).max() < 1e-10 and np.abs(got.cov - whole.cov).max() < 1e-10
-    whole.save(tmp_path/'m.safetensors')
-    assert frechet_distance(Moments.load(tmp_path/'m.safetensors'), x) < 1e-8
+    assert frechet_distance(parts, x) < 1e-8
 
 
 def test_constant_pictures_and_what_is_wrong():
-    f = Features('mean', torch.nn.AdaptiveAvgPool2d(1), None)
+    f = Features('mean', lambda x: x.mean((2, 3)))
     flat = lambda v, n=6: np.full((n, 16, 16, 3), v, np.uint8)
     assert abs(frechet_distance(f(flat(0)), f(flat(255))) - 12) < 1e-6
     assert frechet_distance(f(flat(9)), f(flat(9))) == 0
     nan = np.ones((5, 3)); nan[3, 1] = np.nan
     for bad, why in ((lambda: frechet_distance(nan, nan), 'vector 3'), (lambda: frechet_distance(np.ones((1, 3)), np.ones((4, 3))), 'two pictures'), (lambda: frechet_distance(np.ones((4, 3)), np.ones((4, 2))), 'not the same features'),
                      (lambda: f([]), 'no pictures'), (lambda: f([np.zeros((4, 4, 3), np.uint8), np.zeros((5, 5, 3), np.uint8)]), 'different sizes'), (lambda: f(np.zeros((2, 4, 4, 1), np.uint8)), 'expected uint8'),
-                     (lambda: kid(np.ones((1, 3)), np.ones((5, 3))), 'two pictures'), (lambda: precision_recall(np.ones((3, 2)), np.ones((9, 2))), 'more than 3')):
+                     (lambda: kid(np.ones((1, 3)), np.ones((5, 3))), 'at least 2 pictures'), (lambda: precision_recall(np.ones((3, 2)), np.ones((9, 2))), 'at least 4 pictures')):
         with pytest.raises(HxError, match=why): bad()
 
 
