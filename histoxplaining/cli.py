@@ -323,7 +323,7 @@ def hx_fid(
     weights:str=None,         # of the features; default: found on this machine
     download:store_true=False, # fetch the weights of the Inception network (96 MB) where they are missing
     seed:int=0,               # of the pictures
-    out:str=None,             # *.jsonl to add to; default: metrics.jsonl beside the model
+    out:str=None,             # *.jsonl to add to; default: metrics.jsonl beside the model (of pictures: here)
     device:str='cpu',
 ):
     "Distance of a model's pictures (or of other pictures) to measured real ones: printed, and added to a file of measurements."
@@ -335,7 +335,7 @@ def hx_fid(
         known = spec.get('weights') if spec.get('weights') and Path(spec['weights']).is_file() else None
         f = get_features(spec['kind'], weights=weights or known, size=spec.get('size'), download=bool(download), device=device)
         n, counts = n_sample or min(len(s) or 50000, 50000), s.about.get('counts', {})
-        if p.is_dir() and not any((p/d).exists() for d in ('model', 'card.json')): ex, fakes, home = None, picture_set(p), p.parent
+        if p.is_dir() and not any((p/d).exists() for d in ('model', 'card.json')): ex, fakes, home = None, picture_set(p), Path()
         else:
             ex, home = _drawing_model(p, device)
             cls = label or (s.about.get('class') if s.about.get('class') in ex.classes else None)
