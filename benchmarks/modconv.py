@@ -4,13 +4,12 @@
 
 Scaling activations before and after one convolution of shared weights, against one group per sample with weights of its own; contiguous against channels-last memory. Forward and backward, batch of training and batch 1.
 Prints milliseconds and the ratio of each form to the first, and as the last line one JSON object."""
-import argparse, json, statistics, time
+import argparse, json
 import torch
 from histoxplaining.layers import RESAMPLE, modulated_conv2d
 from histoxplaining.networks import channels
 from histoxplaining.ops import setup_filter
-
-NETS = {64: (2048, 128, 16), 128: (4096, 256, 8), 256: (16384, 512, 2)}  # size: channel_base, channel_max, batch
+from ops import NETS, seconds
 
 
 def shapes(size, base, most):
@@ -45,13 +44,7 @@ def main():
                         w = torch.randn(o, i, 3, 3, device=a.device).requires_grad_()
                         s = torch.randn(n, i, device=a.device).requires_grad_()
                         fn = lambda: torch.autograd.grad(modulated_conv2d(x, w, s, f, up=up, grouped=grouped).sum(), [x, w, s])
-                        fn(); runs = []
-                        for _ in range(3 if a.quick else 7):
-                            if a.device != 'cpu': torch.cuda.synchronize()
-                            t = time.perf_counter(); fn()
-                            if a.device != 'cpu': torch.cuda.synchronize()
-                            runs.append(time.perf_counter() - t)
-                        times[name] = min(times.get(name, 9e9), statistics.median(runs))
+                        times[name] = min(times.get(name, 9e9), seconds(fn, 3 if a.quick else 7))
                 for k, t in times.items(): total[k] += t
                 win = min(times, key=times.get)
                 best[f'{size}px b{n} {i}->{o} {r}{"x2" if up == 2 else ""}'] = win

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from . import __version__
 from .files import CheckpointError, DataError, HxError, draw, load_meta, load_tensors, progress, save_tensors, stream, stream_seed, write_json
 from .images import dihedral, from_uint8
+from .interop import load_inception_pickle
 from .features import LPIPS, Features, FeatureSet, PictureSet, feature_batches, feature_set, features, fingerprint, generated, perceptual, picture_set
 
 # %% ../nbs/11_metrics.ipynb #109530a5
@@ -626,9 +627,7 @@ def load_statistics(
 )->Statistics:
     "Read statistics of a set without executing anything. Raises `CheckpointError`."
     path = Path(path)
-    if path.suffix == '.pkl':
-        from histoxplaining.interop import load_inception_pickle
-        return _foreign(load_inception_pickle(path))
+    if path.suffix == '.pkl': return _foreign(load_inception_pickle(path))
     t, meta = load_tensors(path), load_meta(path)
     if meta.get('kind') == 'inception statistics' and {'mean', 'cov'} <= t.keys(): return _foreign({k: t[k].double().numpy() for k in ('mean', 'cov')} | {k: meta.get(k) for k in ('size', 'path')})
     if meta.get('kind') != 'feature statistics': raise CheckpointError(f'{path}: holds no statistics of features; make them with hx_inception')
