@@ -21,8 +21,10 @@ def _make(name, classes):
     "A network by name, from timm or torchvision, with random weights, and the prefixes of the keys of its head. Channels last: up to twice as fast on a CPU."
     import timm, torchvision
     fast = dict(memory_format=torch.channels_last)
+    name, _, stride = name.partition('@')
     if timm.is_model(name):
         model = timm.create_model(name, num_classes=classes)
+        if stride: _cut(model, int(stride), classes)
         head = model.pretrained_cfg.get('classifier') or 'head'
         return model.to(**fast), (head,) if isinstance(head, str) else tuple(head)
     if name not in torchvision.models.list_models(torchvision.models):
@@ -33,6 +35,15 @@ def _make(name, classes):
     width = model.get_submodule(head).in_features
     setattr(model.get_submodule(parent), last, nn.Linear(width, classes) if classes else nn.Identity())
     return model.to(**fast), (head,)
+
+def _cut(model, stride, classes):
+    "Keep the layers of an EfficientNet up to where its maps are `stride` times smaller than the picture, and give it a head of its own there."
+    k = [i for i, f in enumerate(model.feature_info) if f['reduction'] == stride]
+    if not k or not hasattr(model, 'conv_head'): raise CheckpointError(f'@{stride}: expected an EfficientNet and one of its strides, ' + ', '.join(str(f['reduction']) for f in model.feature_info))
+    last = model.feature_info[k[0]]
+    model.blocks = model.blocks[:int(last['module'].split('.')[1]) + 1]
+    model.conv_head, model.bn2, width = nn.Identity(), nn.Identity(), last['num_chs']
+    model.classifier = nn.Linear(width, classes) if classes else nn.Identity()
 
 def _fit(model, state, source, head=()):
     "Load `state` into `model`, every key and shape checked; where keys that start with one of `head` differ, they become zero: every class equally likely."
@@ -53,7 +64,7 @@ def _lite0_state():
     return dict(zip(names, state.values())), path
 
 def backbone(
-    name:str,               # a timm or torchvision model
+    name:str,               # a timm or torchvision model; 'tf_efficientnet_lite0@16': its layers up to 1/16 of the picture's side
     classes:int=0,          # outputs; 0: pooled features instead of logits
     weights=None,           # a file of weights (.safetensors, .pth); its head may have another number of classes
     pretrained:bool=False,  # use ImageNet weights found on this machine; nothing is ever downloaded
@@ -61,12 +72,14 @@ def backbone(
     "A network by name, with random weights, weights from a file, or local ImageNet weights. Raises `CheckpointError`."
     model, head = _make(name, classes)
     if weights is not None or pretrained:
-        names = [f'{name}.safetensors', f'{name}_imagenet.safetensors', f'{name}.pth']
+        stem = name.partition('@')[0]
+        names = [f'{stem}.safetensors', f'{stem}_imagenet.safetensors', f'{stem}.pth']
         path = find_weights(names, weights)
         if path is not None: state = load_tensors(path)
-        elif name == 'tf_efficientnet_lite0': state, path = _lite0_state()
+        elif name.startswith('tf_efficientnet_lite0'): state, path = _lite0_state()
         else: raise CheckpointError(f'{name}: no weights on this machine; looked for {", ".join(names)} in $HX_WEIGHTS ({os.environ.get("HX_WEIGHTS", "not set")}) and '
             f'{torch.hub.get_dir()}/checkpoints. Copy such a file there from a machine with a network, pass weights=, or start from random weights with pretrained=False')
+        if '@' in name: state = {k: v for k, v in state.items() if k in model.state_dict()}
         _fit(model, state, path, head)
     return model
 

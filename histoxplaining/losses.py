@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['g_nonsaturating', 'd_logistic', 'g_hinge', 'd_hinge', 'r1_penalty', 'path_lengths', 'path_length_penalty',
-           'coarse_l1', 'sliced_wasserstein', 'classifier_kl']
+           'coarse_l1', 'texture_statistics', 'style_distance', 'sliced_wasserstein', 'classifier_kl']
 
 # %% ../nbs/12_losses.ipynb #4d140735
 import math
@@ -75,6 +75,26 @@ def coarse_l1(
 )->torch.Tensor:
     "Mean absolute difference of local averages."
     return (F.avg_pool2d(x, cell) - F.avg_pool2d(y, cell)).abs().mean()
+
+# %% ../nbs/12_losses.ipynb #e4111861
+def texture_statistics(
+    x:torch.Tensor,       # [N, 3, H, W]
+    octaves:int=3,        # scales, each half as fine as the one before
+)->torch.Tensor:
+    "Mean and deviation of each channel, and the deviation of its detail at each scale: `[N, 3 (2 + octaves)]`."
+    spread = lambda v: (v.var([2, 3]) + 1e-6).sqrt()
+    out = [x.mean([2, 3]), spread(x)]
+    for _ in range(octaves):
+        low = F.avg_pool2d(x, 2)
+        out.append(spread(x - F.interpolate(low, scale_factor=2)))
+        x = low
+    return torch.cat(out, 1)
+
+def style_distance(
+    x:torch.Tensor, y:torch.Tensor, # [N, 3, H, W]
+)->torch.Tensor:
+    "Mean absolute difference of the texture statistics."
+    return (texture_statistics(x) - texture_statistics(y)).abs().mean()
 
 # %% ../nbs/12_losses.ipynb #af35bad0
 def sliced_wasserstein(
