@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rank', 'world', 'LostProcess', 'together', 'places', 'gather', 'average', 'broadcast', 'share', 'highest']
 
-# %% ../nbs/12_parallel.ipynb #00401a6f
+# %% ../nbs/12_parallel.ipynb #ad647834
 import os, sys
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from .files import HxError
 
-# %% ../nbs/12_parallel.ipynb #dc5e82e3
+# %% ../nbs/12_parallel.ipynb #5448cbcb
 def rank():
     "Number of this process, from 0."
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get('RANK', 0))
 
 def world():
     "How many processes train together."
@@ -32,10 +32,11 @@ def _asking(what):
 
 @contextmanager
 def together(
-    device:str='cpu',      # of the networks; on GPUs each process takes the one of its local rank
+    device:str='cpu',      # 'cpu', 'cuda' or 'auto'; on GPUs each process takes the one of its local rank
     timeout:float=600,     # seconds to wait for a process that does not answer
 ):
     "Join the processes that torchrun started, for as long as the block runs; alone, do nothing. Gives the device."
+    if device == 'auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if dist.is_initialized() or int(os.environ.get('WORLD_SIZE', 1)) == 1:
         yield device
         return
@@ -46,7 +47,7 @@ def together(
     try: yield device
     finally: dist.destroy_process_group()
 
-# %% ../nbs/12_parallel.ipynb #64d316e8
+# %% ../nbs/12_parallel.ipynb #7e66d88b
 def places(
     n:int,           # pictures in the whole batch
     part:int=0,      # micro-batch
