@@ -7,7 +7,7 @@ __all__ = ['ARCHS', 'DISCS', 'AUGS', 'RECONSTRUCTION', 'TrainConfig', 'resolve',
            'encoded', 'fates', 'layouts', 'synthesise', 'seen', 'generator_terms', 'balanced', 'remember_sizes',
            'discriminator_terms', 'path_length_term', 'update_ema', 'class_vectors', 'train_step', 'align_w']
 
-# %% ../nbs/13_step.ipynb #38ff3183
+# %% ../nbs/13_step.ipynb #c03e5a5c
 import copy, math
 from dataclasses import asdict, dataclass, replace
 import torch, torch.nn as nn
@@ -18,7 +18,7 @@ from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logis
 from .parallel import average, gather, places, world
 from .watch import Guard
 
-# %% ../nbs/13_step.ipynb #8379a94f
+# %% ../nbs/13_step.ipynb #d5bd5f19
 @dataclass(frozen=True)
 class TrainConfig:
     "Every setting of a training run. `None` means: decided by `arch`, size or device in `resolve`."
@@ -63,7 +63,7 @@ class TrainConfig:
     kl_weight:float = .5           # classifier's term, after its ramp }
     kl_ramp:float = 1/3            # share of the run over which it is ramped in
     w_weight:float = .1            # encoder inverts generator
-    prior_weight:float = .5        # codes of tiles are distributed like mapped ones
+    prior_weight:float = 2.        # codes of tiles and mapped ones are distributed alike
     w_every:int = 4                # ... evaluated every so many steps
     r1_gamma:float|None = None     # R1 weight; None: 0.0002 size^2 / batch
     r1_every:int = 16              # lazy R1
@@ -137,7 +137,7 @@ def _shares(cfg):
         raise HxError(f'{mine} images of each process in parts of {part}: expected parts that divide it, are multiples of 4 for the groups of the minibatch deviation, and split evenly into encoded tiles and samples')
     return mine // part
 
-# %% ../nbs/13_step.ipynb #4faea4b9
+# %% ../nbs/13_step.ipynb #5ffbe3b3
 class TrainState:
     "Networks, moving averages, optimisers and counters of a run."
     def __init__(self,
@@ -215,7 +215,7 @@ class TrainState:
         self.slow_down()
         return [k for k in self.nets if k not in sd['nets']]
 
-# %% ../nbs/13_step.ipynb #f3ef032b
+# %% ../nbs/13_step.ipynb #979f12ea
 def latents(G, c, cfg, idx):
     "w of z samples `[n, num_ws, 512]` for class vectors c, with style mixing: z and cut-off depend only on the image index."
     dev = c.device if c is not None else next(G.parameters()).device
@@ -263,7 +263,7 @@ def synthesise(st, cfg, x, c, idx):
     if n:
         w, feat = st.E.encode(x[:n])
         ws.append(w)
-        with torch.no_grad(): mapped = latents(st.G, c[:n] if c is not None else None, cfg, [i + 2**41 for i in idx[:n]])[:, 0]
+        mapped = latents(st.G, c[:n] if c is not None else None, cfg, [i + 2**41 for i in idx[:n]])[:, 0]
     if n < len(x):
         wz = latents(st.G, c[n:] if c is not None else None, cfg, idx[n:])
         seen_w = gather(wz.detach())
@@ -274,7 +274,7 @@ def synthesise(st, cfg, x, c, idx):
     img = st.G.synthesis(w, feat, noise_mode='none', noise=noise_inputs(st.G, cfg, idx))
     return dict(n=n, w=w, feat=feat, img=img, mapped=mapped, own=own)
 
-# %% ../nbs/13_step.ipynb #87af1c66
+# %% ../nbs/13_step.ipynb #133000c7
 def seen(st, cfg, x, name, idx):
     "Pictures as the plain discriminator gets to see them."
     return x if st.aug is None else st.aug(x, cfg.seed, name, idx)
@@ -314,7 +314,7 @@ def generator_terms(st, cfg, clf, dist, x, c, real_logits, idx, adversarial):
             if feat is not None: t['w'] = t['w'] + ((feat - fk['feat'][n:].detach()).abs() * fk['feat'][n:].detach().ne(0)).mean()
     return t, fk
 
-# %% ../nbs/13_step.ipynb #d129331a
+# %% ../nbs/13_step.ipynb #0f64ef20
 RECONSTRUCTION = {'l1': 'l1_weight', 'coarse': 'coarse_weight', 'perceptual': 'perceptual_weight', 'style': 'style_weight', 'look': 'look_weight'}
 
 def balanced(st, cfg, terms, fk):
@@ -366,7 +366,7 @@ def path_length_term(st, cfg, c, idx):
     st.pl_mean.copy_(torch.where(torch.isfinite(mean), mean, st.pl_mean))
     return cfg.pl_weight * cfg.pl_every * (lengths - mean).square().mean()
 
-# %% ../nbs/13_step.ipynb #8f1ca3a5
+# %% ../nbs/13_step.ipynb #3564fe60
 class _Phase:
     "The gradients of one phase for the parameters of some networks."
     def __init__(self, st, *names):
@@ -465,7 +465,7 @@ def train_step(
     update_ema(st, cfg)
     return terms, left_out
 
-# %% ../nbs/13_step.ipynb #b1f7a605
+# %% ../nbs/13_step.ipynb #c16b08f6
 def _moments(w):
     "Mean and covariance in float64, and the matrix square root of the latter with its inverse (small eigenvalues are lifted to 1e-3 of the mean)."
     mean, S = w.mean(0), torch.cov(w.T)
