@@ -66,7 +66,7 @@ def main():
         out['shortcuts'] = {}
         for name, path in (v.split('=') for v in a.shortcuts):
             say(f'shortcuts of {name}')
-            out['shortcuts'][name] = [_plain(m.record) for m in shortcut_report(Classifier.load(path), store.val, explainer=ex, seed=a.seed)]
+            out['shortcuts'][name] = [_plain(m.record) for m in shortcut_report(Classifier.load(path), store.val, explainer=ex, name=name, seed=a.seed)]
     out['seconds'] = round(time.time() - begin)
     if a.out: write_json(a.out, out)
     first = next(iter(table.pairs))
