@@ -26,6 +26,13 @@ def curve(table, name, score):
     return dict(coverage=c[k].round(4).tolist(), risk=r[k].round(4).tolist(), area=round(area, 4))
 
 
+def described(oracle, explained):
+    "What the oracle is, and whether it learnt from the tiles the explained classifier learnt from."
+    r = oracle.report
+    return dict(arch=oracle.arch, explained=explained.arch, accuracy=r['val']['accuracy'], n=r['val']['n'], split_by=r['tiles']['split_by'], same_training_tiles=r['tiles']['hash'] == explained.report.get('tiles', {}).get('hash'),
+        **{k: r.get(k) for k in ('pretrained', 'stain_jitter', 'seed', 'epochs')})
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--model', required=True, help='folder of a run or a model')
@@ -56,7 +63,7 @@ def main():
     for name, why in table.skipped.items(): print(f'{name}: {why}')
     print(table.table())
     out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size, fingerprint=fingerprint(ex.G)), classes=list(ex.classes), n=a.n, seed=a.seed, threads=1,
-        oracle=None if oracle is None else dict(arch=oracle.arch, accuracy=oracle.report['val']['accuracy'], n=oracle.report['val']['n'], **oracle.report.get('oracle', {})),
+        oracle=None if oracle is None else described(oracle, clf or ex.classifier),
         skipped=table.skipped, figures=[{k: v for k, v in _plain(m.record).items() if k in ('metric', 'class', 'value', 'interval', 'reasons', 'n', 'n_finite', 'sd', 'batch')} for m in table])
     if oracle is not None:
         out['risk'] = {m: {'holds in other views': curve(table, m, table.values('p_views', m))} for m in table.pairs}
