@@ -90,10 +90,9 @@ def save_pairs(
         w.writerows([('name', 'source', 'target', 'reason'), *((n, pairs.classes[s], pairs.classes[t], r) for n, s, t, r in zip(names, pairs.source, pairs.target, pairs.reasons))])
     return folder
 
-def _find(folder, names):
-    "Names by what they are called without their ending."
-    found = {p.relative_to(folder).with_suffix('').as_posix(): p for p in sorted(folder.rglob('*')) if p.suffix.lower() in SUFFIXES} if folder.is_dir() else {}
-    return found if names is None else [found.get(n) for n in names]
+def _by_name(folder):
+    "Pictures of a folder by what they are called without their ending."
+    return {p.relative_to(folder).with_suffix('').as_posix(): p for p in sorted(folder.rglob('*')) if p.suffix.lower() in SUFFIXES} if folder.is_dir() else {}
 
 def _asked(folder, names, classes):
     "Target and reason of each name from pairs.csv; None where it does not say."
@@ -114,25 +113,24 @@ def read_pairs(
 )->Pairs:
     "Explanations that others made. Raises `DataError` with the file that is missing or does not fit."
     folder = Path(folder)
-    originals = _find(folder/'original', None)
+    originals, starts, after = (_by_name(folder/k) for k in ('original', 'start', 'counterfactual'))
     if not originals: raise DataError(f"{folder}: expected pictures in {folder/'original'} and, under the same names, in {folder/'counterfactual'}")
     names, first = list(originals), read_image(next(iter(originals.values())))
-    stray = sorted(set(_find(folder/'counterfactual', None)) - set(names))
+    stray = sorted(set(after) - set(names))
     if stray: raise DataError(f"{folder/'counterfactual'}: {stray[0]} has no original of that name")
     def picture(path, like):
         img = read_image(path)
         if img.shape != like.shape: raise DataError(f'{path}: {img.shape[1]}x{img.shape[0]} pixels, expected {like.shape[1]}x{like.shape[0]}')
         return img
     x = np.stack([picture(p, first) for p in originals.values()])
-    start = np.stack([v if p is None else picture(p, first) for p, v in zip(_find(folder/'start', names), x)])
-    after = _find(folder/'counterfactual', names)
+    start = np.stack([picture(starts[n], first) if n in starts else v for n, v in zip(names, x)])
     said, reasons = _asked(folder, names, classifier.classes)
     p = _probabilities(classifier, x)
     order = p.argsort(1)[:, ::-1]
     if target != 'next' and target not in classifier.classes: raise DataError(f"target {target!r}: expected 'next' or one of {', '.join(classifier.classes)}")
     to = np.array([classifier.classes.index(t) if t else o[1] if target == 'next' else classifier.classes.index(target) for t, o in zip(said, order)])
-    found = np.array([a is not None for a in after])
-    y = np.stack([s if a is None else picture(a, first) for a, s in zip(after, start)])
+    found = np.array([n in after for n in names])
+    y = np.stack([picture(after[n], first) if n in after else v for n, v in zip(names, start)])
     keep = order[:, 0] != to
     if not keep.any(): raise DataError(f'{folder}: the classifier already says the target of every original')
     pick = lambda v: [u for u, k in zip(v, keep) if k]
