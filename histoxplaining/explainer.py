@@ -6,7 +6,8 @@
 __all__ = ['as_batch', 'Reference', 'Explainer']
 
 # %% ../nbs/14_explainer.ipynb #a94c1dae
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 import numpy as np, torch
 from .files import CheckpointError, DataError, HxError, load_tensors, save_tensors, stream
@@ -44,6 +45,7 @@ class Reference:
     feat:torch.Tensor|None   # [n, channels, side, side]
     logits:torch.Tensor      # [n, C] of the model's classifier on the tiles themselves
     labels:torch.Tensor      # [n]
+    index:torch.Tensor|None=None # [n] which tiles of the store's training split they are
 
     @property
     def mean(self):
@@ -54,6 +56,26 @@ class Reference:
         "Covariance of w, shrunk towards its diagonal (fewer tiles than a stable estimate of w_dim^2 numbers would take): `[w_dim, w_dim]`."
         S = torch.cov(self.w.T.double()).float()
         return (1 - shrinkage) * S + shrinkage * torch.diag(S.diagonal()) + 1e-6 * S.diagonal().mean() * torch.eye(len(S))
+
+    @cached_property
+    def root(self):
+        "Cholesky factor of the covariance: a step of `root @ u` has the length `|u|` in standard deviations of encoded tissue."
+        return torch.linalg.cholesky(self.covariance().double()).float()
+
+    def whitened(self, w):
+        "Codes `[..., w_dim]` relative to the mean, in standard deviations."
+        root = self.root.to(w)
+        return torch.linalg.solve_triangular(root, (w - self.mean.to(w)).reshape(-1, len(root)).T, upper=False).T.reshape(w.shape)
+
+    def distance(self, w):
+        "Mahalanobis distance of codes `[..., w_dim]` from the mean."
+        return self.whitened(w).norm(dim=-1)
+
+    def limit(self, percentile=99.5):
+        "Distance that so many percent of encoded tiles stay below. Each tile is measured by the covariance of the others (Sherman & Morrison 1950), as a new tile would be."
+        n, d2 = len(self.w), self.distance(self.w).square()
+        d2 = (n / (n - 1))**2 * d2 / (1 - n / (n - 1)**2 * .9 * d2).clamp_min(1e-3) * (n - 2) / (n - 1)
+        return float(torch.quantile(d2, percentile / 100).sqrt())
 
 # %% ../nbs/14_explainer.ipynb #1d452c5e
 class Explainer:
@@ -85,7 +107,7 @@ class Explainer:
         ref = None
         if (folder/'reference.safetensors').exists():
             t = {k: v.float() if v.is_floating_point() else v for k, v in load_tensors(folder/'reference.safetensors').items()}
-            ref = Reference(t['w'], t.get('feat'), t['logits'], t['labels'])
+            ref = Reference(t['w'], t.get('feat'), t['logits'], t['labels'], t.get('index'))
         return cls(G, E, clf, card, ref, folder, device)
 
     @classmethod
@@ -110,7 +132,8 @@ class Explainer:
     def save_reference(self):
         "Keep the reference sample beside the model it belongs to."
         r = self.reference
-        save_tensors(self.folder/'reference.safetensors', {k: v.half() if v.is_floating_point() else v for k, v in vars(r).items() if v is not None})
+        kept = {f.name: getattr(r, f.name) for f in fields(r)}
+        save_tensors(self.folder/'reference.safetensors', {k: v.half() if v.is_floating_point() else v for k, v in kept.items() if v is not None})
         return self
 
     @torch.no_grad()
@@ -128,7 +151,7 @@ class Explainer:
             ws.append(w[:, 0].cpu()); logits.append(self.classify(x).cpu()); labels.append(y)
             if feat is not None: feats.append(feat.cpu())
         self.directions.clear()
-        self.reference = Reference(torch.cat(ws), torch.cat(feats) if feats else None, torch.cat(logits), torch.cat(labels))
+        self.reference = Reference(torch.cat(ws), torch.cat(feats) if feats else None, torch.cat(logits), torch.cat(labels), torch.tensor(pick))
         return self
 
     @torch.no_grad()
@@ -152,9 +175,17 @@ class Explainer:
         elif label is not None and self.G.c_dim: c = torch.eye(self.G.c_dim, device=self.device)[[self.class_index(label)] * len(z)]
         return self.G.mapping(z, c, truncation_psi)
 
-    def generate(self, w, feat=None):
-        "Render w (and a layout code): float32 `[N, 3, size, size]` in true colours, about [-1, 1]; differentiable."
-        return self.pixel_range.to_true(self.G.synthesis(w, feat, noise_mode=self.noise_mode))
+    def layouts(self,
+        seeds,                 # one reference tile is drawn per seed
+    ):
+        "Layout codes of random reference tiles, for samples: style from z, places from tissue. None where the model has no layout code."
+        if self.reference is None or self.reference.feat is None: return None
+        pick = [int(torch.randint(len(self.reference.feat), (1,), generator=stream(int(s), 'layout'))) for s in seeds]
+        return self.reference.feat[pick].to(self.device)
+
+    def generate(self, w, feat=None, s=None):
+        "Render w, or StyleSpace s (dict layer -> `[N, channels]`), and a layout code: float32 `[N, 3, size, size]` in true colours, about [-1, 1]; differentiable."
+        return self.pixel_range.to_true(self.G.synthesis(w, feat, noise_mode=self.noise_mode, s=s))
 
     def reconstruct(self, images):
         "Encode and render."
