@@ -8,7 +8,7 @@ from pathlib import Path
 from bs4 import BeautifulSoup
 from latex2mathml.converter import convert
 
-TUTORIALS = {'from_your_tiles': 'From your tiles to a report'}
+TUTORIALS = {'from_your_tiles': 'From your tiles to a report', 'what_a_model_can_answer': 'What a model can answer'}
 
 
 def sidebar(nbs):

@@ -365,12 +365,12 @@ class AdaptiveP:
         logits:torch.Tensor,  # D(real) of one step
     ):
         "Count a step; move p after every so many of them."
-        self.signs += logits.detach().sign().sum().item()
+        self.signs = self.signs + logits.detach().sign().sum()             # a tensor: a GPU is not asked before p moves
         self.images, self.steps = self.images + logits.numel(), self.steps + 1
         if self.steps < self.every: return
-        excess = self.signs / self.images - self.target
+        excess = float(self.signs) / self.images - self.target
         self.p = min(max(self.p + ((excess > 0) - (excess < 0)) * self.images / (self.kimg * 1000), 0.), 1.)
         self.signs, self.images, self.steps = 0., 0, 0
 
-    def state_dict(self): return dict(p=self.p, signs=self.signs, images=self.images, steps=self.steps)
+    def state_dict(self): return dict(p=self.p, signs=float(self.signs), images=self.images, steps=self.steps)
     def load_state_dict(self, state): self.p, self.signs, self.images, self.steps = (state[k] for k in ('p', 'signs', 'images', 'steps'))

@@ -163,6 +163,20 @@ class _Inception(nn.Module):
 
     def forward(self, x): return self.net(x)[0]
 
+class _AlexNet(nn.Module):
+    "Means over the picture of the second and the fifth layer of AlexNet: `[N, 448]`. At the size of small tiles, with nothing but the convolutions that LPIPS uses."
+    def __init__(self, weights):
+        super().__init__()
+        from torchvision.models import alexnet
+        path = alexnet_weights(weights)
+        if path is None: raise CheckpointError('alexnet: needs the ImageNet weights of AlexNet (alexnet-owt-7be5be79.pth): put the file into $HX_WEIGHTS or the torch hub cache')
+        self.net = alexnet(weights=None).features
+        self.net.load_state_dict({k.removeprefix('features.'): v for k, v in load_tensors(path).items() if k.startswith('features.')})
+
+    def forward(self, x):
+        low = self.net[:5](x)
+        return torch.cat([v.mean([2, 3]) for v in (low, self.net[5:12](low))], 1)
+
 class _Penultimate(nn.Module):
     "What a classifier's last linear layer reads."
     def __init__(self, clf):
@@ -178,7 +192,7 @@ class _Penultimate(nn.Module):
 
 # %% ../nbs/11_features.ipynb #81746ad0
 def features(
-    kind='lite0',            # 'inception', 'lite0', a timm or torchvision name with local weights, a `Classifier` or its file (penultimate layer), or any function: normalised [N, 3, H, W] -> [N, d]
+    kind='lite0',            # 'inception', 'lite0', 'alexnet', a timm or torchvision name with local weights, a `Classifier` or its file (penultimate layer), or any function: normalised [N, 3, H, W] -> [N, d]
     *,
     weights=None,            # file of weights; default: found on this machine
     size:int|None=None,      # side that pictures are brought to; default: the network's own
@@ -194,6 +208,7 @@ def features(
         path = inception_weights(weights, download)
         net, size, reference = _Inception(path), 299, sha256(path) == INCEPTION_SHA256
     elif isinstance(kind, Classifier): net, size, name = _Penultimate(kind.frozen()), kind.size, name or 'classifier'
+    elif kind == 'alexnet': net, size, cfg = _AlexNet(weights), size or 64, dict(mean=(.485, .456, .406), std=(.229, .224, .225))
     elif isinstance(kind, str):
         net = backbone({'lite0': 'tf_efficientnet_lite0'}.get(kind, kind), weights=weights, pretrained=True)
         cfg = getattr(net, 'pretrained_cfg', dict(mean=(.485, .456, .406), std=(.229, .224, .225)))

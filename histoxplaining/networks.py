@@ -11,6 +11,7 @@ import math
 import torch, torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import ParametrizationList
 from .files import HxError, stream
 from .images import resize_batch
 from .ops import bias_act, setup_filter, upsample2d
@@ -349,11 +350,21 @@ class ProjectedDiscriminator(nn.Module):
             conv.weight.data.copy_(torch.randn(conv.weight.shape, generator=g) / math.sqrt(fan))
         for m in (self.net, self.ccm, self.csm): m.requires_grad_(False)
         self.heads = nn.ModuleList(ProjectedHead(width, c_dim) for _ in chs)
+        self.train()
 
     def train(self, mode=True):
         super().train(mode)
         self.net.eval()                                # frozen means frozen: batch statistics too
+        for m in self._norms(): m.eval()
         return self
+
+    def _norms(self): return [m for m in self.heads.modules() if isinstance(m, ParametrizationList)]
+
+    @torch.no_grad()
+    def iterate(self):
+        "One power iteration of every spectral norm. Judging does none, so that it does not matter in how many parts a batch is judged."
+        for m in self._norms():
+            m.train()(); m.eval()
 
     def _stages(self, x):
         self.net.eval()

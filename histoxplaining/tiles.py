@@ -426,20 +426,32 @@ class Batches:
         rank:int=0,           # which process this is
         world:int=1,          # how many there are
         dihedral:bool=True,   # show each tile in one of eight orientations
+        balance:bool=False,   # every class equally often, however many tiles it has
     ):
         if not len(store): raise DataError(f'{store}: no tiles to draw from')
         if batch < 1 or start < 0 or not 0 <= rank < world: raise DataError(f'expected batch >= 1, start >= 0, 0 <= rank < world; found {batch=} {start=} {rank=} {world=}')
-        self.store, self.batch, self.seed, self.rank, self.world, self.dihedral = store, batch, seed, rank, world, dihedral
+        self.store, self.batch, self.seed, self.rank, self.world, self.dihedral, self.balance = store, batch, seed, rank, world, dihedral, balance
+        self.classes = [np.flatnonzero(store.labels == k) for k in range(len(store.classes))] if balance else None
+        if balance and not all(map(len, self.classes)): raise DataError(f'{store}: a class without tiles cannot be balanced')
         self.position = self._next = start   # of the batch that comes next; of the one to be read next
         self._ahead, self._pool, self._orders = deque(), ThreadPoolExecutor(1, 'tiles'), {}
 
     def item(self, p):
         "The tile at global position `p` and its orientation."
-        epoch, i = divmod(p, len(self.store))
-        if epoch not in self._orders:
-            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
-            self._orders[epoch] = torch.randperm(len(self.store), generator=stream(self.seed, 'order', epoch))
-        return int(self._orders[epoch][i]), stream_seed(self.seed, 'dihedral', p) % 8 if self.dihedral else 0
+        if not self.balance: i = self._order('order', p, len(self.store))
+        else:                                # every so many places hold each class once, in random order
+            block, j = divmod(p, len(self.classes))
+            k = int(torch.randperm(len(self.classes), generator=stream(self.seed, 'classes', block))[j])
+            i = int(self.classes[k][self._order(f'order/{k}', block, len(self.classes[k]))])
+        return i, stream_seed(self.seed, 'dihedral', p) % 8 if self.dihedral else 0
+
+    def _order(self, name, p, n):
+        "What stands at place p of an endless series of shufflings of n things."
+        epoch, i = divmod(p, n)
+        if (name, epoch) not in self._orders:
+            self._orders = {k: o for k, o in self._orders.items() if k[0] != name or k[1] >= epoch - 1}
+            self._orders[name, epoch] = torch.randperm(n, generator=stream(self.seed, name, epoch))
+        return int(self._orders[name, epoch][i])
 
     def _read(self, start):
         items = [self.item(start + self.rank + self.world * j) for j in range(self.batch)]

@@ -1,25 +1,46 @@
-"""A run killed with SIGKILL resumes to exactly the weights of one that was never interrupted."""
-import signal, subprocess, sys, time
+"""Training that is interrupted in any way goes on as if nothing had happened, or says why it cannot."""
+import json, os, random, resource, signal, subprocess, sys, time
 import pytest, torch
-from histoxplaining.checkpoints import RunDir
+from histoxplaining import step as steps
+from histoxplaining.checkpoints import RunDir, images_of
 from histoxplaining.training import TrainConfig, train
 
+SMALL = dict(batch=8, channel_base=256, channel_max=16, proj_res=32, log_kimg=.016, aug_pipe='bgcfnc', ada_target=-1., ada_kimg=.4)
+ALL = SMALL | dict(arch='StyleEx', disc='both', ae_kimg=.08, kimg=.32, snap_kimg=.048, pl_weight=2., metrics_kimg=.16, metrics_n=128)
+MODES = {'StyleEx': ALL, 'stylegan2': SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.048), 'autoencoder': SMALL | dict(arch='autoencoder', kimg=.32, snap_kimg=.048, aug=None)}
+
+# Trains in a child that can be killed, again and again, without importing torch again: argv is data, folder, classifier, settings, seconds after which each child is killed ('' for never)
 SCRIPT = '''
-import sys, torch
+import json, os, signal, sys, time, torch
 torch.set_num_threads(1)
+from histoxplaining.checkpoints import RunDir
 from histoxplaining.training import TrainConfig, train
-data, out, clf, arch, disc, ckpt = sys.argv[1:]
-cfg = TrainConfig(data=data, arch=arch, disc=disc or None, kimg=.32, batch=8, channel_base=256, channel_max=16, proj_res=32, ae_kimg=.16 if arch == 'StyleEx' else None, log_kimg=.016, snap_kimg=.048,
-                  aug_pipe='bgcfnc', ada_target=-1., ada_kimg=.4)
-train(cfg, out, None if arch == 'stylegan2' else clf, ckpt=ckpt or None)
+data, out, clf, cfg, delays = sys.argv[1:]
+cfg = TrainConfig(data=data, **json.loads(cfg))
+kills = 0
+for delay in [*json.loads(delays), None]:
+    pid = os.fork()
+    if not pid:
+        try: train(cfg, out, None if cfg.arch == 'stylegan2' else clf, ckpt=out if RunDir(out).states() else None)
+        except BaseException as e: print(repr(e), flush=True); os._exit(1)
+        os._exit(0)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    kills += code == -signal.SIGKILL
+    if code >= 0: break
+print('killed', kills, 'times')
+sys.exit(code)
 '''
 
 
-def start(*args): return subprocess.Popen([sys.executable, '-c', SCRIPT, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(tiny, out, cfg, delays=()):
+    return subprocess.Popen([sys.executable, '-c', SCRIPT, tiny/'tiles.lmdb', out, tiny/'classifier.safetensors', json.dumps(cfg), json.dumps(delays)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(p):
-    out, _ = p.communicate(timeout=300)
+    out, _ = p.communicate(timeout=500)
     assert p.returncode == 0, out
     return out
 
@@ -37,25 +58,138 @@ def assert_same(a, b):
     assert not different, different[:5]
 
 
-@pytest.mark.parametrize('arch,disc', [('StyleEx', 'both'), ('stylegan2', ''), ('autoencoder', '')])
-def test_killed_run_resumes_to_the_same_bits(tiny, tmp_path, arch, disc):
-    data, clf = tiny/'tiles.lmdb', tiny/'classifier.safetensors'
-    finish(start(data, tmp_path/'whole', clf, arch, disc, ''))
-    p = start(data, tmp_path/'cut', clf, arch, disc, '')
-    deadline = time.time() + 200
-    while len(RunDir(tmp_path/'cut').states()) < 2 or RunDir(tmp_path/'cut').read_log()[-1]['nimg'] < 112:   # somewhere after a checkpoint
-        assert p.poll() is None and time.time() < deadline, p.communicate()[0]
-        time.sleep(.02)
-    p.send_signal(signal.SIGKILL)
-    p.wait()
-    assert RunDir(tmp_path/'cut').latest()['nimg'] < 320
-    finish(start(data, tmp_path/'cut', clf, arch, disc, tmp_path/'cut'))
-    whole, cut = RunDir(tmp_path/'whole'), RunDir(tmp_path/'cut')
-    assert_same(whole.latest(), cut.latest())
-    assert arch == 'autoencoder' or whole.latest()['ada']['p'] > .1                        # augmentation was at work
-    pick = lambda run: [{k: v for k, v in r.items() if k not in ('img_s', 'seconds')} for r in run.read_log()]
-    snaps = lambda run: [r for r in pick(run) if r.get('snapshot')]
-    assert snaps(whole) == snaps(cut)                                                     # the log tells one story
+@pytest.fixture(scope='module')
+def whole(tiny, tmp_path_factory):
+    "Uninterrupted runs, made once per mode."
+    done = {}
+    def of(mode):
+        if mode not in done:
+            done[mode] = tmp_path_factory.mktemp('whole')/mode
+            began = time.time()
+            finish(start(tiny, done[mode], MODES[mode]))
+            done[mode, 'seconds'] = time.time() - began
+        return RunDir(done[mode])
+    of.seconds = lambda mode: done[mode, 'seconds']
+    return of
+
+
+@pytest.mark.parametrize('mode,times', [('StyleEx', 10), ('stylegan2', 2), ('autoencoder', 2)])
+def test_killed_run_resumes_to_the_same_bits(tiny, whole, tmp_path, mode, times):
+    full = whole(mode)
+    rng = random.Random(0)
+    delays = [rng.uniform(.05, .35) * whole.seconds(mode) for _ in range(times)]                # some before the first checkpoint, some while one is written
+    said = finish(start(tiny, tmp_path/'cut', MODES[mode], delays))
+    cut = RunDir(tmp_path/'cut')
+    assert_same(full.latest(), cut.latest())
+    assert mode == 'autoencoder' or full.latest()['ada']['p'] > .1                            # augmentation was at work
+    rows = lambda run: [{k: v for k, v in r.items() if k not in ('img_s', 'seconds')} for r in run.read_log() if r.get('snapshot')]
+    assert rows(full) == rows(cut)                                                            # the log tells one story
+    assert full.best == cut.best and int(said.split('killed ')[1].split()[0]) >= min(times, 2), said[-500:]
+
+
+def test_sigterm_saves_and_ends_well(tiny, whole, tmp_path):
+    p = start(tiny, tmp_path/'run', MODES['stylegan2'] | dict(snap_kimg=10))
+    run, deadline = RunDir(tmp_path/'run'), time.time() + 200
+    while not (rows := run.read_log()) or rows[-1]['nimg'] < 64: assert p.poll() is None and time.time() < deadline; time.sleep(.02)
+    child = int(subprocess.run(['pgrep', '-P', str(p.pid)], capture_output=True, text=True).stdout.split()[0])
+    os.kill(child, signal.SIGTERM)
+    assert 'stopped (SIGTERM)' in finish(p)
+    assert run.read_log()[-1]['stopped'] == 'SIGTERM' and 64 <= images_of(run.states()[-1]) < 320 and run.model.is_dir()
+    finish(start(tiny, run.path, MODES['stylegan2'] | dict(snap_kimg=10)))
+    a, b = whole('stylegan2').latest(), run.latest()
+    assert_same({k: v for k, v in a.items() if k != 'config'}, {k: v for k, v in b.items() if k != 'config'})
+
+
+def test_a_damaged_newest_checkpoint_is_skipped(tiny, whole, tmp_path, capsys):
+    cfg = TrainConfig(data=str(tiny/'tiles.lmdb'), **MODES['stylegan2'] | dict(kimg=.16))
+    run = train(cfg, tmp_path/'run', quiet=True)
+    newest = run.states()[-1]
+    newest.write_bytes(newest.read_bytes()[:-5000] + bytes(5000))
+    train(TrainConfig(data=str(tiny/'tiles.lmdb'), **MODES['stylegan2']), run.path, ckpt=run.path, quiet=True)
+    assert f'skipped a damaged checkpoint: {newest}' in capsys.readouterr().out
+    a, b = whole('stylegan2').latest(), run.latest()
+    assert_same(a['nets'], b['nets'])
+
+
+def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(tiny, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    def fills_up(row):
+        if row['nimg'] >= 96: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))           # no file may grow beyond 20 kB
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(ValueError, match='make room, then continue with --ckpt'):
+            train(TrainConfig(data=str(tiny/'tiles.lmdb'), **MODES['stylegan2']), tmp_path/'run', quiet=True, callback=fills_up)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    run = RunDir(tmp_path/'run')
+    assert run.latest()['nimg'] >= 48 and not list((run.path/'state').glob('*new*')) and (run.model/'card.json').exists()
+    train(TrainConfig(data=str(tiny/'tiles.lmdb'), **MODES['stylegan2']), run.path, ckpt=run.path, quiet=True)
+    assert run.latest()['nimg'] == 320
+
+
+TERMS = {'generator_terms': ('l1', 'coarse', 'perceptual', 'style', 'look', 'kl', 'prior', 'w', 'g_adv', 'g_proj'), 'discriminator_terms': ('d_adv', 'd_proj'), 'path_length_term': ('path',), 'r1_penalty': ('r1',)}
+
+
+def poison(monkeypatch, when):
+    "Make terms not finite: `when(term, nimg)` says of which, when."
+    seen = {}
+    def wrap(name):
+        real = getattr(steps, name)
+        def fn(*args, **kw):
+            out, nan = real(*args, **kw), float('nan')
+            if name == 'generator_terms': seen['nimg'] = args[0].nimg
+            if name in ('path_length_term', 'r1_penalty'): return out * nan if when(TERMS[name][0], seen['nimg']) else out
+            for k in out[0]:
+                if when(k, seen['nimg']): out[0][k] = out[0][k] * nan
+            return out
+        monkeypatch.setattr(steps, name, fn)
+    for name in TERMS: wrap(name)
+
+
+def test_a_term_that_is_not_finite_is_named_and_its_step_left_out(tiny, tmp_path, monkeypatch):
+    pending, hit = {t for ts in TERMS.values() for t in ts}, {}
+    def when(term, nimg):                                                                     # each term once, in a step of its own
+        if term not in pending or nimg in hit or nimg < 16: return False
+        pending.remove(term)
+        hit[nimg] = term
+        return True
+    poison(monkeypatch, when)
+    cfg = TrainConfig(data=str(tiny/'tiles.lmdb'), **ALL | dict(ae_kimg=0., kimg=.16, metrics_kimg=0, snap_kimg=1, w_every=1, r1_every=1, pl_every=1, nan_budget=50))
+    run = train(cfg, tmp_path/'run', tiny/'classifier.safetensors', quiet=True)
+    bad = {r['nimg'] - 8: r for r in run.read_log() if 'not_finite' in r}
+    assert not pending and {n: b['not_finite'] for n, b in bad.items()} == {n: [t] for n, t in hit.items()}
+    assert {b['action'] for b in bad.values()} == {'skip'} and all(len(b['left_out']) == 1 for b in bad.values())
+    state = run.latest()
+    assert state['nimg'] == 160 and all(torch.isfinite(v).all() for k, v in flat({k: state[k] for k in ('nets', 'ema', 'norms', 'opts')}) if isinstance(v, torch.Tensor))
+
+
+def test_lasting_trouble_is_met_by_going_back_and_then_by_a_diagnosis(tiny, tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, lambda term, nimg: term == 'd_adv' and nimg >= 96)
+    cfg = TrainConfig(data=str(tiny/'tiles.lmdb'), **SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.048, nan_budget=2))
+    with pytest.raises(ValueError, match=r'd_adv not finite after 112 images: .* 2 returns to an earlier state'): train(cfg, tmp_path/'run')
+    assert capsys.readouterr().out.count('back to the newest checkpoint, at half the learning rate') == 2
+    state = RunDir(tmp_path/'run').latest()
+    assert state['nimg'] == 96 and all(torch.isfinite(v).all() for _, v in flat(state['nets']) if isinstance(v, torch.Tensor))
+
+
+def test_memory_that_does_not_suffice_halves_the_batch_once(tiny, tmp_path, monkeypatch, capsys):
+    real = steps.generator_terms
+    def greedy(st, cfg, clf, dist, x, *args):
+        if len(x) > 4 and st.nimg >= 16: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+        return real(st, cfg, clf, dist, x, *args)
+    monkeypatch.setattr(steps, 'generator_terms', greedy)
+    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), **SMALL | dict(arch='stylegan2', kimg=.032)), tmp_path/'run')
+    assert 'not enough memory for 8 images at a time: going on with 4' in capsys.readouterr().out
+    assert run.latest()['nimg'] == 32 and run.latest()['config']['batch_gpu'] == 4
+
+
+def test_early_stopping(tiny, tmp_path, monkeypatch):
+    from histoxplaining import training
+    monkeypatch.setattr(training.Yardstick, '__call__', lambda self, st, cfg, clf: {'score': float(st.nimg)})      # worse every time
+    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), **SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.032, metrics_kimg=.032, patience=2)), tmp_path/'run', quiet=True)
+    assert run.best == {'nimg': 32, 'score': 32.} and run.latest()['nimg'] == 96 and run.read_log()[-1]['stopped'].startswith('no better')
+    assert [images_of(p) for p in run.states()] == [32, 64, 96]                               # the best one is kept
 
 
 def test_a_run_is_not_overwritten(tiny, tmp_path):

@@ -1,0 +1,99 @@
+"""Explanations against known causes: one model of procedural tissue in which glands and stain vary independently, three classifiers that learnt different things from it.
+
+    python benchmarks/audit.py --work FOLDER [--tiles 3000] [--size 64] [--kimg 16] [--n 100] [--methods a,b] [--out FILE.json]
+
+`gland` learns from labels that glands decide, `stain` from labels that stain decides, `both` from tissue in which the two agree at correlation 0.9: what that one looks at is not told, it is measured (by rendering the
+same tiles with one of them changed). Sanity: an edit for a classifier with permuted weights or permuted labels beside one for a classifier trained again from another seed. What exists in --work is kept, so that an
+interrupted run goes on. Prints the tables, and as the last line one JSON object."""
+import argparse, json, time
+from pathlib import Path
+import numpy as np, torch
+
+from histoxplaining.audit import audit, edit_similarity, randomised, shortcut_report
+from histoxplaining.checkpoints import RunDir
+from histoxplaining.classifier import Classifier, train_classifier
+from histoxplaining.counterfactual import methods
+from histoxplaining.explainer import Explainer
+from histoxplaining.files import HxError, write_json
+from histoxplaining.images import write_png
+from histoxplaining.metrics import _plain
+from histoxplaining.synthetic import CLASSES, FACTORS, synthetic_tiles
+from histoxplaining.tiles import TileStore
+from histoxplaining.training import TrainConfig, train
+
+
+def store(root, name, tiles, labels, size):
+    path = root/f'{name}.lmdb'
+    if not path.exists():
+        for i, (x, y) in enumerate(zip(tiles, labels)): write_png(root/name/CLASSES[y]/f'{i:06d}.png', x)
+        TileStore.create(root/name, path, size=size, val=.1, split_by='random')
+    return TileStore(path)
+
+
+def classifier(root, name, tiles, seed=0):
+    path = root/f'{name}.safetensors'
+    if not path.exists(): train_classifier(tiles, arch='tf_efficientnet_lite0@16', epochs=3, seed=seed).save(path)
+    return Classifier.load(path)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--work', type=Path, required=True)
+    p.add_argument('--tiles', type=int, default=3000)
+    p.add_argument('--size', type=int, default=64)
+    p.add_argument('--kimg', type=float, default=16)
+    p.add_argument('--n', type=int, default=100, help='fresh tiles to explain')
+    p.add_argument('--methods', help='comma-separated; default: all')
+    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--out')
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    begin, root = time.time(), a.work
+    say = lambda what: print(f'[{time.time() - begin:4.0f} s] {what}', flush=True)
+    root.mkdir(parents=True, exist_ok=True)
+    if not all((root/f'{k}.lmdb').exists() for k in ('gland', 'stain', 'both')):
+        say('drawing')
+        tiles, y, f = synthetic_tiles(a.tiles, a.size, 11, 'both', 0.)
+        store(root, 'gland', tiles, y, a.size)
+        store(root, 'stain', tiles, (f['haematoxylin'] > (FACTORS['haematoxylin'].lo + FACTORS['haematoxylin'].hi) / 2).astype(int), a.size)
+        store(root, 'both', *synthetic_tiles(a.tiles, a.size, 12, 'both', .9)[:2], a.size)
+    stores = {k: TileStore(root/f'{k}.lmdb') for k in ('gland', 'stain', 'both')}
+    say('classifiers')
+    clfs = {k: classifier(root, k, s) for k, s in stores.items()}
+    run, done = root/'run', RunDir(root/'run').latest() if (root/'run').exists() else None
+    if done is None or done['nimg'] < a.kimg * 1000:
+        say('model')
+        cfg = TrainConfig(data=str(root/'gland.lmdb'), kimg=a.kimg, ae_kimg=.45 * a.kimg, warm_kimg=2, channel_base=1024, channel_max=64, feat_channels=8, feat_res=16, snap_kimg=2, kl_ramp=.25)
+        train(cfg, run, clfs['gland'], ckpt=run if done else None)
+    ex = Explainer.from_run(run)
+    out = dict(tiles=a.tiles, size=a.size, nimg=ex.card['nimg'], n=a.n, accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, audits=[], failed={}, sanity={}, shortcuts=[])
+    for m in (a.methods.split(',') if a.methods else methods()):
+        for k, clf in clfs.items():
+            say(f'{m}, {k}')
+            try: table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n, method=m, factors=True, seed=1000 + a.seed)
+            except HxError as e: out['failed'][f'{m}, {k}'] = str(e); print(e); continue
+            print(table.table())
+            out['audits'] += [dict(method=m, classifier=k, **{x: _plain(r.record).get(x) for x in ('metric', 'class', 'value', 'interval', 'verdict', 'answered', 'cause', 'p')}) for r in table]
+    say('sanity')
+    held = stores['gland'].val
+    some, shuffled = [held[i][0] for i in range(0, len(held), max(len(held) // 48, 1))], stores['gland']
+    again = classifier(root, 'gland_again', stores['gland'], seed=1)
+    if not (root/'permuted.lmdb').exists():
+        pics, labels = zip(*(shuffled[i] for i in range(len(shuffled))))
+        store(root, 'permuted', pics, np.random.default_rng(0).permutation(labels), a.size)
+    permuted = classifier(root, 'permuted', TileStore(root/'permuted.lmdb'))
+    for name, other in dict(trained_again=again, other_cause=clfs['stain'], permuted_labels=permuted, permuted_weights=randomised(clfs['gland'])).items():
+        try: out['sanity'][name] = _plain(edit_similarity(ex, some, None, other).record)
+        except HxError as e: out['failed'][f'sanity, {name}'] = str(e)
+    print({k: round(v['value'], 3) for k, v in out['sanity'].items()})
+    say('shortcuts')
+    for k, clf in clfs.items():
+        table = shortcut_report(clf, stores['both'].val, explainer=ex, name=k, seed=a.seed)
+        out['shortcuts'] += [_plain(m.record) for m in table]
+        print(table.table())
+    out['seconds'] = round(time.time() - begin)
+    if a.out: write_json(a.out, out)
+    print(json.dumps({k: out[k] for k in ('accuracy', 'failed', 'seconds')} | {'moved': {r['classifier']: round(r['value'], 3) for r in out['audits'] if r['metric'] == r['cause'] and r['class'].startswith('explanation')}}))
+
+
+if __name__ == '__main__': main()

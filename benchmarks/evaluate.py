@@ -1,0 +1,84 @@
+"""The table of `evaluation.evaluate` for a trained model: every method and control, both directions, on held-out tiles.
+
+    python benchmarks/evaluate.py --model FOLDER [--store STORE] [--oracle FILE] [--classifier FILE] [--n 200] [--out FILE.json]
+
+Prints the table, and as the last line one JSON object: the default method's figures and the seconds the whole took. The oracle is a classifier of another architecture
+(`evaluation.train_oracle`); with --train_oracle ARCH it is trained on the store's training tiles first and written to --oracle. With --out, the figures, the counts of reasons,
+and the risk-coverage curve are written as JSON that the notebook shows. --shortcuts NAME=FILE ... adds the shortcut report of further classifiers."""
+import argparse, json, time
+from pathlib import Path
+import numpy as np, torch
+
+from histoxplaining.audit import shortcut_report
+from histoxplaining.classifier import Classifier
+from histoxplaining.evaluation import CONTROLS, evaluate, risk_coverage, train_oracle
+from histoxplaining.explainer import Explainer
+from histoxplaining.features import fingerprint
+from histoxplaining.files import write_json
+from histoxplaining.metrics import _plain
+from histoxplaining.tiles import TileStore
+
+
+def curve(table, name, score):
+    "A risk-coverage curve in at most 40 points."
+    c, r, area = risk_coverage(score, 1 - table.values('oracle_says_target', name))
+    k = np.unique(np.linspace(0, len(c) - 1, 40).round().astype(int))
+    return dict(coverage=c[k].round(4).tolist(), risk=r[k].round(4).tolist(), area=round(area, 4))
+
+
+def described(oracle, explained):
+    "What the oracle is, and whether it learnt from the tiles the explained classifier learnt from."
+    r = oracle.report
+    return dict(arch=oracle.arch, explained=explained.arch, accuracy=r['val']['accuracy'], n=r['val']['n'], split_by=r['tiles']['split_by'], same_training_tiles=r['tiles']['hash'] == explained.report.get('tiles', {}).get('hash'),
+        **{k: r.get(k) for k in ('pretrained', 'stain_jitter', 'seed', 'epochs')})
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--model', required=True, help='folder of a run or a model')
+    p.add_argument('--store', help="tile store; default: the model's")
+    p.add_argument('--oracle', help='a classifier (*.safetensors)')
+    p.add_argument('--train_oracle', metavar='ARCH', help='train one first, if the file is not there')
+    p.add_argument('--classifier', help="explain this one instead of the model's own")
+    p.add_argument('--n', type=int, default=200, help='tiles per class')
+    p.add_argument('--steps', type=int, default=300, help='of the optimisation, at most')
+    p.add_argument('--methods', help='comma-separated; default: all')
+    p.add_argument('--controls', default=','.join(CONTROLS))
+    p.add_argument('--alternatives', type=int, default=1)
+    p.add_argument('--shortcuts', nargs='*', default=[], metavar='NAME=FILE')
+    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--out')
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    begin = time.time()
+    ex = Explainer.from_run(a.model) if (Path(a.model)/'model').is_dir() else Explainer.load(a.model)
+    store = TileStore(a.store) if a.store else ex.store()
+    if ex.reference is None: ex.refer(store.train)
+    clf = Classifier.load(a.classifier) if a.classifier else None
+    if a.train_oracle and not Path(a.oracle).exists(): train_oracle(store, clf or ex.classifier, arch=a.train_oracle).save(a.oracle)
+    oracle = Classifier.load(a.oracle) if a.oracle else None
+    say = lambda name: print(f'[{time.time() - begin:4.0f} s] {name}', flush=True)
+    table = evaluate(ex, methods=a.methods and a.methods.split(','), controls=[c for c in a.controls.split(',') if c], n=a.n, classifier=clf, oracle=oracle, store=store,
+        steps=a.steps, alternatives=a.alternatives, seed=a.seed, callback=say)
+    for name, why in table.skipped.items(): print(f'{name}: {why}')
+    print(table.table())
+    out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size, fingerprint=fingerprint(ex.G)), classes=list(ex.classes), n=a.n, seed=a.seed, threads=1,
+        oracle=None if oracle is None else described(oracle, clf or ex.classifier),
+        skipped=table.skipped, figures=[{k: v for k, v in _plain(m.record).items() if k in ('metric', 'class', 'value', 'interval', 'reasons', 'n', 'n_finite', 'sd', 'batch')} for m in table])
+    if oracle is not None:
+        out['risk'] = {m: {'holds in other views': curve(table, m, table.values('p_views', m))} for m in table.pairs}
+        for m in table.pairs:
+            if (s := table.pairs[m].step) is not None and np.isfinite(s).any(): out['risk'][m]['small edit'] = curve(table, m, -s)
+    if a.shortcuts:
+        out['shortcuts'] = {}
+        for name, path in (v.split('=') for v in a.shortcuts):
+            say(f'shortcuts of {name}')
+            out['shortcuts'][name] = [_plain(m.record) for m in shortcut_report(Classifier.load(path), store.val, explainer=ex, name=name, seed=a.seed)]
+    out['seconds'] = round(time.time() - begin)
+    if a.out: write_json(a.out, out)
+    first = next(iter(table.pairs))
+    get = lambda k: next((round(float(m), 4) for m in table if m.record['metric'] == k and m.record['class'] == first), None)
+    print(json.dumps({k: get(k) for k in ('answered', 'flip_0.5', 'flip_0.9', 'flip_0.9_views', 'oracle', 'area')} | dict(method=first, n=a.n, seconds=out['seconds'])))
+
+
+if __name__ == '__main__': main()
