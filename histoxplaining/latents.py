@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'Direction', 'mean_gradient', 'NoDirection', 'steepest', 'held_gradients', 'keep_still', 'logit_difference',
-           'source_side', 'class_direction', 'conditional_direction', 'sefa', 'LatentMap']
+           'source_side', 'class_direction', 'generator_of', 'conditional_direction', 'sefa', 'LatentMap']
 
 # %% ../nbs/15_latents.ipynb #e4bf1c0b
 import warnings
@@ -158,6 +158,11 @@ def _as_direction(explainer, d, s, t, hold, classifier, name):
     slope = float(g @ d)
     return Direction(name, d if slope >= 0 else -d, 'w', tuple(hold), abs(slope))
 
+def generator_of(explainer):
+    "The explainer's generator. Raises `HxError` when pictures come from something else."
+    if getattr(explainer, 'G', None) is None: raise HxError('this needs the weights of a StyleGAN2 generator, which this model does not have')
+    return explainer.G
+
 @torch.no_grad()
 def conditional_direction(
     explainer,               # with a generator that knows classes
@@ -169,7 +174,7 @@ def conditional_direction(
 )->Direction:
     "Mean change of w when the class given to the mapping network changes (as in Lang et al. 2021, appendix; Karras et al. 2020b for the conditioning)."
     s, t = explainer.class_index(source), explainer.class_index(target)
-    if not explainer.G.c_dim: raise HxError('this generator knows no classes: there is no conditional direction')
+    if not generator_of(explainer).c_dim: raise HxError('this generator knows no classes: there is no conditional direction')
     z = torch.randn(n, explainer.G.z_dim, generator=stream(seed, 'conditional')).to(explainer.device)
     c = torch.eye(explainer.G.c_dim, device=explainer.device)
     d = (explainer.G.mapping(z, c[[t] * n]) - explainer.G.mapping(z, c[[s] * n]))[:, 0].mean(0).cpu()
@@ -185,7 +190,7 @@ def sefa(
 )->list:
     "Directions of the largest eigenvalues of the style affines, the one that the classifier reacts to most first (Shen & Zhou 2021, eq. 7)."
     s, t = explainer.class_index(source), explainer.class_index(target)
-    A = [m.weight.detach().cpu() * m.weight_gain for name, m in explainer.G.synthesis.named_modules() if name.endswith('affine') and 'torgb' not in name and layers in name]
+    A = [m.weight.detach().cpu() * m.weight_gain for name, m in generator_of(explainer).synthesis.named_modules() if name.endswith('affine') and 'torgb' not in name and layers in name]
     if not A: raise HxError(f"sefa: no style layer is called '{layers}'")
     A = torch.cat(A)
     vectors = torch.linalg.eigh(A.T @ A)[1].flip(1)[:, :n].T

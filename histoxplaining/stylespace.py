@@ -9,16 +9,16 @@ __all__ = ['s_layout', 'to_s', 'from_s', 's_names', 'searched', 's_spread', 's_t
 # %% ../nbs/15_stylespace.ipynb #ffacb72c
 import torch
 from .files import CheckpointError, HxError, load_meta, load_tensors, progress, save_tensors
-from .latents import Direction, logit_difference, source_side
+from .latents import Direction, generator_of, logit_difference, source_side
 
 # %% ../nbs/15_stylespace.ipynb #c162b3e8
 def s_layout(explainer)->list:
     "The layers of StyleSpace in the order of the flat vector: `[(name, channels)]`."
-    return [(name, explainer.G.synthesis.get_submodule(name).affine.weight.shape[0]) for name, _ in explainer.G.synthesis.layers]
+    return [(name, generator_of(explainer).synthesis.get_submodule(name).affine.weight.shape[0]) for name, _ in explainer.G.synthesis.layers]
 
 def to_s(explainer, w)->torch.Tensor:
     "Styles of w as one vector per picture: `[N, S]`."
-    return torch.cat(list(explainer.G.styles(w).values()), 1)
+    return torch.cat(list(generator_of(explainer).styles(w).values()), 1)
 
 def from_s(explainer, s)->dict:
     "The vector `[N, S]` back to what `Explainer.generate(s=...)` takes."

@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['REACH', 'Edit', 'moved', 'log_odds', 'next_size', 'search', 'crossing', 'edge', 'room', 'along', 'direction',
-           'conditional', 'sefa', 'gradient', 'methods']
+           'conditional', 'sefa', 'gradient', 'attfind', 'attfind_subset', 'Amortised', 'train_amortised', 'amortised',
+           'methods']
 
 # %% ../nbs/15_ways.ipynb #def3e60d
 import math
-from dataclasses import dataclass, replace
-import numpy as np, torch
+from dataclasses import dataclass
+import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
 from .files import CheckpointError, HxError, load_meta, load_tensors, progress, save_tensors, stream
 from .images import from_uint8, to_uint8
 from .layers import normalize_2nd_moment
+from .features import perceptual
 from .latents import HOLDS, class_direction, conditional_direction, held_gradients, logit_difference
 from .latents import sefa as sefa_directions
-from .stylespace import from_s, s_spread, searched, to_s
+from .stylespace import attfind as attfind_directions
+from .stylespace import from_s, own_coordinates, s_spread, searched, to_s
 
 # %% ../nbs/15_ways.ipynb #61243a40
 REACH = 16.   # no edit goes further, in standard deviations of encoded tissue
@@ -236,6 +239,140 @@ def gradient(explainer, w, feat, source, target, *, p=.9, hold=('stain',), class
     return [Edit(f'gradient in {space}', **ray, reach=(1.1 * size).cpu().numpy(), slope=((top - m0) / size).cpu().numpy())]
 
 # %% ../nbs/15_ways.ipynb #03fd7f21
+def _channels(explainer, w, feat, source, target, hold, classifier, space, subset):
+    "Per tile the chosen steps in StyleSpace: n tensors `[k, S]`."
+    if space == 'w+layout': raise HxError("attfind: channels of StyleSpace are style only: use space='s'")
+    key = 'attfind', source, target, classifier
+    if key not in explainer.directions: explainer.directions[key] = attfind_directions(explainer, source, target, classifier=classifier, n=16, screen=48)
+    if not explainer.directions[key]: raise HxError('attfind: no channel moves the classifier towards the target')
+    return own_coordinates(explainer, w, feat, logit_difference(explainer, source, target, classifier), explainer.directions[key], subset)
+
+def _as_rays(explainer, steps, ks, name):
+    "Edits that take the first k of each tile's steps together, for each k."
+    for k in ks:
+        s = torch.stack([v[:k].sum(0) for v in steps])
+        size = (s / s_spread(explainer).clamp_min(1e-9)).norm(dim=1).clamp_min(1e-6)
+        reach = (1.5 * size).cpu().numpy()                           # half as far again as most tiles go
+        yield Edit(f'{name}, {k} channel{"s" * (k > 1)}', s=s / size[:, None], reach=reach, slope=np.full(len(s), 1.))
+
+def attfind(explainer, w, feat, source, target, *, p=.9, hold=('stain',), classifier=None, space='s', seed=0):
+    "One, two or five channels of StyleSpace per tile, each chosen for itself (AttFind with independent selection, Lang et al. 2021; StyleSpace: Wu et al. 2021). Nothing is held but ToRGB."
+    return list(_as_rays(explainer, _channels(explainer, w, feat, source, target, hold, classifier, space, False), (1, 2, 5), 'attfind'))
+
+def attfind_subset(explainer, w, feat, source, target, *, p=.9, hold=('stain',), classifier=None, space='s', seed=0):
+    "Up to five channels of StyleSpace per tile, each chosen in the company of the others (AttFind with subset selection, Lang et al. 2021)."
+    return list(_as_rays(explainer, _channels(explainer, w, feat, source, target, hold, classifier, space, True), (5,), 'attfind subset'))
+
+# %% ../nbs/15_ways.ipynb #58018768
+class Amortised(nn.Module):
+    "Step in whitened w from code, classes and missing log-odds: `(u [N, d], source [N], target [N], missing [N]) -> [N, d]`."
+    def __init__(self,
+        directions:torch.Tensor, # [C, C, d] whitened class directions, source to target
+        slopes:torch.Tensor,     # [C, C] log-odds per step
+        Q:torch.Tensor,          # [d, k] orthonormal basis of what is held
+        width:int=256,
+    ):
+        super().__init__()
+        C, _, d = directions.shape
+        for k, v in dict(directions=directions, slopes=slopes, Q=Q).items(): self.register_buffer(k, v)
+        self.net = nn.Sequential(nn.Linear(d + 2 * C + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, d + 1))
+        nn.init.zeros_(self.net[-1].weight); nn.init.zeros_(self.net[-1].bias)
+
+    def forward(self, u, source, target, missing):
+        C = len(self.slopes)
+        x = torch.cat([u / u.shape[1]**.5 * 4, F.one_hot(source, C), F.one_hot(target, C), missing[:, None] / 10], 1)
+        y = self.net(x.float())
+        size = (missing / self.slopes[source, target].clamp_min(.1)).clamp(0, REACH) * (1 + torch.tanh(y[:, -1]))
+        own = y[:, :-1] * missing.clamp(0, 20)[:, None] / 10
+        return size[:, None] * self.directions[source, target] + own - own @ self.Q @ self.Q.T
+
+def _amortised_file(explainer): return None if explainer.folder is None else explainer.folder/'amortised.safetensors'
+
+def _whitened_directions(explainer, hold):
+    "Class directions of all pairs in whitened coordinates `[C, C, d]`, their slopes, and the held basis."
+    C, root = len(explainer.classes), explainer.reference.root
+    D, slopes = torch.zeros(C, C, len(root)), torch.ones(C, C)
+    for s in range(C):
+        for t in range(C):
+            if s != t:
+                d = class_direction(explainer, s, t, hold)
+                D[s, t], slopes[s, t] = torch.linalg.solve_triangular(root, d.vector[:, None].cpu(), upper=False)[:, 0], d.slope / explainer.classifier.temperature
+    R = root.T @ held_gradients(explainer, hold)
+    return D, slopes, torch.linalg.qr(R)[0] if R.shape[1] else R
+
+def train_amortised(
+    explainer,               # with a reference sample; generator and classifier stay as they are
+    steps:int=300,           # of Adam
+    batch:int=16,
+    hold=('stain',),
+    lr:float=1e-3,
+    proximity:float=.01,     # weight of the squared size
+    look:float=2.,           # weight of the perceptual distance to the reconstruction (Zhang et al. 2018); 0: none
+    seed:int=0,
+    save:bool=True,          # beside the model
+)->tuple:
+    "Train the one-pass network on the reference sample; returns it and the losses `[steps]`."
+    ref, dev, T = explainer.reference, explainer.device, explainer.classifier.temperature
+    hold, g = tuple(hold), stream(seed, 'amortised')
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Amortised(*_whitened_directions(explainer, hold)).to(dev)
+    fns, root, like = [fn for h in hold for fn in HOLDS[h].values()], ref.root.to(dev), perceptual().to(dev) if look else None
+    sd = (root.T @ held_gradients(explainer, hold).to(dev)).norm(dim=0).clamp_min(1e-6)
+    optimiser, losses = torch.optim.Adam(net.parameters(), lr=lr), []
+    for k in progress(range(steps)):
+        for group in optimiser.param_groups: group['lr'] = lr * min(1, 3 * (1 - k / steps))
+        pick = torch.randint(len(ref.w), (batch,), generator=g)
+        w, feat = ref.w[pick].to(dev), None if ref.feat is None else ref.feat[pick].to(dev)
+        with torch.no_grad():
+            before = explainer.generate(w, feat)
+            logits = explainer.classify(before)
+        source = logits.argmax(1)
+        target = (source + torch.randint(1, len(explainer.classes), (batch,), generator=g).to(dev)) % len(explainer.classes)
+        goal = torch.logit(.6 + .38 * torch.rand(batch, generator=g)).to(dev)
+        odds = lambda l: torch.stack([log_odds(l[i:i + 1], int(t), T)[0] for i, t in enumerate(target)])
+        u = net(ref.whitened(w), source, target, goal - odds(logits))
+        img = explainer.generate(w + u @ root.T, feat)
+        loss = F.relu(goal + .3 - odds(explainer.classify(img))) + proximity * u.square().sum(1)
+        loss = loss + .3 * sum(((fn(img) - fn(before)) / s).square() for fn, s in zip(fns, sd))
+        if look: loss = loss + look * like(img, before)
+        optimiser.zero_grad()
+        loss.mean().backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.)
+        optimiser.step()
+        losses.append(loss.mean().item())
+    net.eval().requires_grad_(False)
+    explainer.directions['amortised', hold] = net
+    if save and _amortised_file(explainer): save_tensors(_amortised_file(explainer), net.state_dict(), dict(hold=list(hold), steps=steps, classes=list(explainer.classes)))
+    return net, losses
+
+def _amortised(explainer, hold):
+    "The trained network, from the explainer or from its folder."
+    key, file = ('amortised', hold), _amortised_file(explainer)
+    if key not in explainer.directions:
+        if file is None or not file.exists(): raise HxError('amortised: no network was trained for this model: call ways.train_amortised(explainer)')
+        if tuple(load_meta(file)['hold']) != hold: raise HxError(f"amortised: the network beside this model was trained with hold={tuple(load_meta(file)['hold'])}, asked for {hold}: train another with ways.train_amortised(explainer, hold={hold})")
+        sd = load_tensors(file)
+        net = Amortised(sd['directions'], sd['slopes'], sd['Q'], sd['net.0.weight'].shape[0])
+        net.load_state_dict(sd)
+        explainer.directions[key] = net.eval().requires_grad_(False).to(explainer.device)
+    return explainer.directions[key]
+
+@torch.no_grad()
+def amortised(explainer, w, feat, source, target, *, p=.9, hold=('stain',), classifier=None, space='w', seed=0):
+    "One pass of a network that was trained to do the descent (as amortised counterfactuals of Goetschalckx et al. 2019 and Mahajan et al. 2019, here in whitened w with the generator frozen)."
+    if classifier is not None: raise HxError("amortised: the network was trained for the model's own classifier")
+    if space != 'w': raise HxError("amortised: the network moves w: use space='w'")
+    net, n, goal = _amortised(explainer, tuple(hold)), len(w), math.log(p / (1 - p))
+    m = torch.cat([log_odds(explainer.classify(explainer.generate(w[i:i + 64], None if feat is None else feat[i:i + 64])), target, explainer.classifier.temperature) for i in range(0, n, 64)])
+    full = lambda k: torch.full((n,), k, device=w.device)
+    u = net(explainer.reference.whitened(w.mean(1)), full(source), full(target), goal + .2 - m)
+    size = u.norm(dim=1).clamp_min(1e-6)
+    d = (u / size[:, None]) @ explainer.reference.root.to(w).T
+    reach = np.minimum(room(explainer, w, d), (2 * size).cpu().numpy())
+    return [Edit('amortised', w=d[:, None], reach=reach, slope=((goal + .2 - m) / size).cpu().numpy())]
+
+# %% ../nbs/15_ways.ipynb #5e02ec59
 def methods()->dict:
     "The ways to find a counterfactual: dict name -> function `(explainer, w, feat, source, target, *, p, hold, classifier, space, seed) -> [Edit, ...]`."
-    return dict(direction=direction, gradient=gradient, conditional=conditional, sefa=sefa)
+    return dict(direction=direction, gradient=gradient, amortised=amortised, conditional=conditional, sefa=sefa, attfind=attfind, attfind_subset=attfind_subset)
