@@ -183,9 +183,9 @@ class Explainer:
         pick = [int(torch.randint(len(self.reference.feat), (1,), generator=stream(int(s), 'layout'))) for s in seeds]
         return self.reference.feat[pick].to(self.device)
 
-    def generate(self, w, feat=None, s=None):
-        "Render w, or StyleSpace s (dict layer -> `[N, channels]`), and a layout code: float32 `[N, 3, size, size]` in true colours, about [-1, 1]; differentiable."
-        return self.pixel_range.to_true(self.G.synthesis(w, feat, noise_mode=self.noise_mode, s=s))
+    def generate(self, w, feat=None, s=None, res=None):
+        "Render w, or StyleSpace s (dict layer -> `[N, channels]`), and a layout code: float32 `[N, 3, size, size]` in true colours, about [-1, 1]; differentiable. With `res` the generator stops at its own picture of that side."
+        return self.pixel_range.to_true(self.G.synthesis(w, feat, noise_mode=self.noise_mode, s=s, res=res))
 
     def reconstruct(self, images):
         "Encode and render."

@@ -151,7 +151,8 @@ class Synthesis(nn.Module):
         if w.shape[1:] != (self.num_ws, self.w_dim): raise HxError(f'w of shape {list(w.shape)}, expected [N, {self.num_ws}, {self.w_dim}] or [N, {self.w_dim}]')
         return {name: self.get_submodule(name).affine(w[:, i]) for name, i in self.layers}
 
-    def forward(self, w=None, feat=None, noise_mode='const', s=None, noise=None):
+    def forward(self, w=None, feat=None, noise_mode='const', s=None, noise=None, res=None):
+        if res not in (None, *self.resolutions): raise HxError(f'res {res}: expected one of {self.resolutions}')
         if s is None: s = self.styles(w)
         N = len(next(iter(s.values())))
         x = img = None
@@ -164,6 +165,7 @@ class Synthesis(nn.Module):
             if r == self.feat_res and feat is not None: x = x + self.layout(feat.to(x.dtype))
             rgb = block.torgb(x, s[f'b{r}.torgb']).float()
             img = rgb if img is None else upsample2d(img, self.resample_filter) + rgb
+            if r == res: break                                       # the skip generator's own picture at a lower resolution
         return img
 
     def _noise(self, layer, name, x, mode, noise):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
 from .files import CheckpointError, HxError, load_meta, load_tensors, progress, save_tensors, stream
-from .images import from_uint8, to_uint8
+from .images import from_uint8, resize_batch, to_uint8
 from .layers import normalize_2nd_moment
 from .features import perceptual
 from .latents import HOLDS, class_direction, conditional_direction, held_gradients, logit_difference
@@ -42,12 +42,13 @@ class Edit:
         some = {k: None if v is None else v[idx] for k, v in vars(self).items() if k != 'name'}
         return Edit(self.name, **some)
 
-def moved(explainer, w, feat, edit, steps):
-    "Pictures `[N, 3, H, W]` at sizes `steps [N]` along an edit; differentiable."
+def moved(explainer, w, feat, edit, steps, res=None):
+    "Pictures `[N, 3, H, W]` at sizes `steps [N]` along an edit; differentiable. With `res` the generator's own smaller pictures."
+    kw = {} if res is None else dict(res=res)
     grow = lambda d: torch.as_tensor(steps, dtype=d.dtype, device=d.device).view(-1, *[1] * (d.ndim - 1)) * d
     if edit.feat is not None: feat = normalize_2nd_moment(feat + grow(edit.feat))
     if edit.w is not None: w = w + grow(edit.w)
-    return explainer.generate(w, feat) if edit.s is None else explainer.generate(None, feat, from_s(explainer, to_s(explainer, w) + grow(edit.s)))
+    return explainer.generate(w, feat, **kw) if edit.s is None else explainer.generate(None, feat, from_s(explainer, to_s(explainer, w) + grow(edit.s)), **kw)
 
 def log_odds(logits, target, temperature=1.):
     "Log-odds of the target, `log p / (1 - p)`, from logits `[N, C]`."
@@ -98,6 +99,7 @@ def search(
     p:float=.9,              # wanted
     classifier=None,         # another classifier than the model's own
     scan:int=0,              # sizes looked at on each side of the crossing in addition
+    low:int|None=None,       # side at which the size is guessed first, where the generator is larger
     finish=None,             # (pictures [k, 3, H, W] in [-1, 1], which [k]) -> uint8; default: `to_uint8`
     batch:int=64,            # pictures at a time
     rounds:int=14,           # at most
@@ -119,12 +121,34 @@ def search(
             idx = [i for i, t in enumerate(want) if t is not None]
             if not idx: break
             look(idx, [float(want[i]) for i in idx])
+    if low: guess = _guess(explainer, w, feat, edit, [s[0][1] for s in seen], target, goal, classifier, clf.temperature, low, batch)
+    if low and (k := [i for i, t in enumerate(guess) if t > 0 and seen[i][0][1] < goal]): look(k, [guess[i] for i in k])
     close_in()
     if scan:
         ends = [next((v[0] for v in s if v[1] >= goal), s[-1][0]) for s in seen]
         look(*map(list, zip(*[(i, e * (k + 1) / (scan + 1)) for i, e in enumerate(ends) for k in range(scan) if e > 0])))
         close_in()
     return seen
+
+def _guess(explainer, w, feat, edit, start, target, goal, classifier, temperature, low, batch, looks=3):
+    "Where the goal will be reached, from up to three looks at the generator's small pictures. They are judged by how much the log-odds change, since small pictures are read differently."
+    def odds(k, sizes):
+        out = []
+        for i in range(0, len(k), batch):
+            j = k[i:i + batch]
+            img = moved(explainer, w[j], None if feat is None else feat[j], edit.pick(j), np.float32(sizes[i:i + batch]), low)
+            out += log_odds(explainer.classify(resize_batch(img, explainer.size), classifier), target, temperature).cpu().tolist()
+        return out
+    every = list(range(len(w)))
+    zero = odds(every, [0.] * len(w))
+    seen = [[(0., m)] for m in start]
+    for turn in range(looks - 1):
+        want = [(i, t) for i in every if (t := next_size(seen[i], goal, edit.slope[i], edit.reach[i], turn)) is not None]
+        if not want: break
+        k, sizes = map(list, zip(*want))
+        for i, t, m in zip(k, sizes, odds(k, sizes)): seen[i] = sorted(seen[i] + [(t, start[i] + m - zero[i])])
+    ends = [next_size(s, goal, edit.slope[i], edit.reach[i]) for i, s in enumerate(seen)]
+    return [t if t is not None else next((v[0] for v in s if v[1] >= goal), 0.) for t, s in zip(ends, seen)]
 
 def crossing(
     seen:list,         # of one ray, as `search` returns it
