@@ -194,7 +194,7 @@ def sefa(
 class LatentMap:
     "A plane of encoded tiles that new codes can be placed on."
     mean:torch.Tensor        # [w_dim]
-    basis:torch.Tensor       # [w_dim, k] whitened principal components
+    basis:torch.Tensor       # [w_dim, k] principal components
     codes:torch.Tensor       # [n, k]
     xy:torch.Tensor          # [n, 2]
     p:torch.Tensor           # [n] what the tiles are coloured by, e.g. p of a class
@@ -219,7 +219,7 @@ class LatentMap:
         mean = w.mean(0)
         _, sv, V = torch.linalg.svd(w - mean, full_matrices=False)
         k = int(min(components, (sv > 1e-5 * sv[0]).sum()))
-        basis = V[:k].T / (sv[:k] / (len(w) - 1)**.5)
+        basis = V[:k].T
         codes = (w - mean) @ basis
         if method == 'umap': method, xy = _umap(codes, neighbours, seed)
         if method == 'pca': xy = codes[:, :2] if k > 1 else torch.cat([codes, 0 * codes], 1)
