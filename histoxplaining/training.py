@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'preset', 'weights_to_start_from', 'transplant', 'Gallery', 'samples', 'sample_grid', 'reconstruct',
            'validate', 'health', 'Yardstick', 'Wish', 'Live', 'train']
 
-# %% ../nbs/13_training.ipynb #a4e7bda5
+# %% ../nbs/13_training.ipynb #2b911c38
 import errno, io, math, signal, sys, tempfile, threading, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -27,7 +27,7 @@ from .parallel import average, broadcast, highest, rank, share, together, world
 from .watch import Eyes, alarms, probe_auc, spread
 from .step import TrainConfig, TrainState, align_w, class_vectors, resolve, train_step
 
-# %% ../nbs/13_training.ipynb #afd48c1a
+# %% ../nbs/13_training.ipynb #be3d2e6d
 PRESETS = {
     'cpu64':    dict(channel_base=2048, channel_max=128, batch=16, kimg=100, ae_kimg=15, warm_kimg=5, snap_kimg=2.5),   # 64 px on two CPU cores: 2 to 3 hours
     'auto':     dict(),                                                                                               # by size and device
@@ -43,7 +43,7 @@ def preset(
     if name not in PRESETS: raise HxError(f"preset '{name}': expected one of {', '.join(PRESETS)}")
     return TrainConfig(**PRESETS[name] | given)
 
-# %% ../nbs/13_training.ipynb #e2de4c0b
+# %% ../nbs/13_training.ipynb #57b9c4d1
 def weights_to_start_from(
     path,            # model folder or run folder, or a file of the lineage (.pt) or of StyleGAN2-ADA (.pkl)
 )->tuple:
@@ -112,7 +112,7 @@ def _prepare(cfg, state, classifier):
     broadcast([*st.nets.state_dict().values(), *st.ema.state_dict().values()])
     return store, cfg, clf, st
 
-# %% ../nbs/13_training.ipynb #d01f2ee4
+# %% ../nbs/13_training.ipynb #bc442101
 class Gallery:
     "Tiles that a run is looked at with: a sample of held-out ones, and of training ones whose layout codes and classes samples are given."
     def __init__(self, store, cfg, n_held=64, n_train=1024):
@@ -171,7 +171,7 @@ def validate(st, cfg, clf, dist, x):
         if clf is not None: out[f'val_agree{name}'] = (clf(r.clamp(-1, 1)).argmax(1) == clf(x).argmax(1)).float().mean().item()
     return out
 
-# %% ../nbs/13_training.ipynb #f5beacf1
+# %% ../nbs/13_training.ipynb #becb0f25
 @torch.no_grad()
 def health(st, cfg, clf, gallery, eyes, n=64):
     "Figures for `watch.alarms`."
@@ -212,7 +212,7 @@ class Yardstick:
                     out[f'fd64/{f.name}{c}'] = float(frechet_distance(A.project(V), B.project(V), f.name))
         return out | {'score': out[f'kid/{self.features[-1 if cfg.disc != "stylegan2" else 0].name}']}
 
-# %% ../nbs/13_training.ipynb #dfba85fb
+# %% ../nbs/13_training.ipynb #4573b313
 class Wish:
     "Notes SIGINT and SIGTERM while its block runs; a second SIGINT interrupts at once. `name` is the signal, or ''."
     def __enter__(self):
@@ -228,7 +228,7 @@ class Wish:
     def __exit__(self, *_):
         for s, f in self.old.items(): signal.signal(s, f)
 
-# %% ../nbs/13_training.ipynb #6ee7912b
+# %% ../nbs/13_training.ipynb #663e0f4c
 class Live:
     "A callback that redraws losses and the newest sample grid in a notebook."
     CURVES = ('l1', 'perceptual', 'kl', 'g_proj', 'd_proj', 'g_adv', 'd_adv')
@@ -259,7 +259,7 @@ class Live:
         if not row.get('snapshot'): self.rows.append(row)
         self.view.update(Image(self.figure()))
 
-# %% ../nbs/13_training.ipynb #59a691c3
+# %% ../nbs/13_training.ipynb #fc6aacae
 class _Log:
     "Running means of terms and figures between two lines; what was not finite is left out of them."
     def __init__(self): self.sums, self.counts, self.steps = {}, {}, 0
@@ -434,7 +434,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
         say(f'stopped ({stop}) at {st.nimg / 1000:.2f} kimg; everything is saved: continue with --ckpt {run.path}')
     return run
 
-# %% ../nbs/13_training.ipynb #c1675433
+# %% ../nbs/13_training.ipynb #71cd89fb
 if __name__ == '__main__' and not IN_NOTEBOOK:
     from runpy import run_module
     sys.exit(run_module('histoxplaining.cli')['hx_train']())
