@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from .files import HxError
 from .images import from_uint8, hed, optical_density, to_uint8
 from .explainer import Explainer, as_batch
-from .latents import class_direction
+from .latents import NoDirection
 from .ways import Edit, along, crossing, edge, log_odds, methods, moved, search
 from .ways import direction, gradient, sefa
 from .carry import carry_detail, refine as refined
@@ -237,13 +237,17 @@ def _abstain(cf, says, real):
 def _solve(job, cfs, method, space, n, p, hold, seed, frames, scan):
     "Answer the questions of one job; per picture a list of `Counterfactual`."
     args, kw = (job.source, job.target), dict(p=p, hold=hold, classifier=job.classifier, seed=seed)
-    left, failed, found = list(range(len(cfs))), {}, {}
+    left, failed, found, why = list(range(len(cfs))), {}, {}, ''
     some = lambda v, idx: None if v is None else v[idx]
     if n == 1: attempts = ((m, lambda idx, m=m, s=s: methods()[m](job.explainer, job.w[idx], some(job.feat, idx), *args, space=s, **kw)) for m, s in _order(method, space, job.feat))
     else: attempts = ((m, lambda idx, rays=rays: rays) for m, rays in _many_rays(method, space, job.explainer, job.w, job.feat, args, kw))
     for m, rays in attempts:
         if not left: break
-        for i, tried in zip(left, job.try_rays(left, m, rays(left), p, scan)):
+        try: edits = rays(left)
+        except NoDirection as e:
+            why = str(e)
+            continue
+        for i, tried in zip(left, job.try_rays(left, m, edits, p, scan)):
             good = sorted((f for f in tried if f.hit), key=lambda f: f.hit[0])
             found.setdefault(i, []).extend(good[:1] if n == 1 else good)
             failed.setdefault(i, []).extend(f for f in tried if not f.hit)
@@ -251,6 +255,10 @@ def _solve(job, cfs, method, space, n, p, hold, seed, frames, scan):
     out = []
     for i, cf in enumerate(cfs):
         good = sorted(found.get(i, []), key=lambda f: f.hit[0])
+        if not good and not failed.get(i):
+            cf.reason = why
+            out.append([cf])
+            continue
         picked = [good[k] for k in diverse([effect(cf.before, f.hit[2]) for f in good], n)] if good else [failed[i]]
         answers = [cf, *(replace(cf) for _ in picked[1:])]
         for c, f in zip(answers, picked): _answer(c, f, job, i, frames)

@@ -104,6 +104,7 @@ def search(
     judge = lambda pics: log_odds(explainer.classify(from_uint8(pics), classifier), target, clf.temperature).cpu().tolist()
     seen = [[(0., m, pic)] for i in range(0, len(start), batch) for m, pic in zip(judge(start[i:i + batch]), start[i:i + batch])]
     def look(idx, sizes):
+        sizes = np.float32(sizes).tolist()
         for i in range(0, len(idx), batch):
             j = idx[i:i + batch]
             img = moved(explainer, w[j], None if feat is None else feat[j], edit.pick(j), np.float32(sizes[i:i + batch]))
@@ -118,7 +119,7 @@ def search(
     close_in()
     if scan:
         ends = [next((v[0] for v in s if v[1] >= goal), s[-1][0]) for s in seen]
-        look(*zip(*[(i, e * (k + 1) / (scan + 1)) for i, e in enumerate(ends) for k in range(scan) if e > 0]))
+        look(*map(list, zip(*[(i, e * (k + 1) / (scan + 1)) for i, e in enumerate(ends) for k in range(scan) if e > 0])))
         close_in()
     return seen
 
