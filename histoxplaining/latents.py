@@ -169,7 +169,7 @@ def conditional_direction(
 )->Direction:
     "Mean change of w when the class given to the mapping network changes (as in Lang et al. 2021, appendix; Karras et al. 2020b for the conditioning)."
     s, t = explainer.class_index(source), explainer.class_index(target)
-    if not explainer.G.c_dim: raise HxError('this generator knows no classes: there is no conditional direction')
+    if not getattr(getattr(explainer, 'G', None), 'c_dim', 0): raise HxError('this generator knows no classes: there is no conditional direction')
     z = torch.randn(n, explainer.G.z_dim, generator=stream(seed, 'conditional')).to(explainer.device)
     c = torch.eye(explainer.G.c_dim, device=explainer.device)
     d = (explainer.G.mapping(z, c[[t] * n]) - explainer.G.mapping(z, c[[s] * n]))[:, 0].mean(0).cpu()
@@ -185,6 +185,7 @@ def sefa(
 )->list:
     "Directions of the largest eigenvalues of the style affines, the one that the classifier reacts to most first (Shen & Zhou 2021, eq. 7)."
     s, t = explainer.class_index(source), explainer.class_index(target)
+    if not hasattr(explainer, 'G'): raise HxError('sefa: this explainer has no generator whose styles could be looked at')
     A = [m.weight.detach().cpu() * m.weight_gain for name, m in explainer.G.synthesis.named_modules() if name.endswith('affine') and 'torgb' not in name and layers in name]
     if not A: raise HxError(f"sefa: no style layer is called '{layers}'")
     A = torch.cat(A)
@@ -219,10 +220,10 @@ class LatentMap:
         if w.ndim != 2 or len(w) < 3: raise HxError(f'a map needs three or more codes [n, w_dim], found {list(w.shape)}')
         if method not in ('umap', 'pca'): raise HxError(f"method '{method}': expected umap or pca")
         mean = w.mean(0)
-        _, sv, V = torch.linalg.svd(w - mean, full_matrices=False)
+        _, sv, V = torch.linalg.svd((w - mean).double(), full_matrices=False)    # the same bits once it is float32 again: UMAP makes much of the last one
         k = int(min(components, (sv > 1e-5 * sv[0]).sum()))
-        basis = V[:k].T
-        codes = (w - mean) @ basis
+        basis = (V[:k] * V[:k].gather(1, V[:k].abs().argmax(1, keepdim=True)).sign()).T.float()
+        codes = ((w - mean).double() @ basis.double()).float()
         if method == 'umap': method, xy = _umap(codes, neighbours, seed)
         if method == 'pca': xy = codes[:, :2] if k > 1 else torch.cat([codes, 0 * codes], 1)
         fill = lambda v, x: torch.full((len(w),), x) if v is None else torch.as_tensor(v)
