@@ -135,12 +135,13 @@ IMAGENET = (.485, .456, .406), (.229, .224, .225)   # mean and deviation of R, G
 @patch
 def save(self:Classifier,
     path,           # *.safetensors
+    half:bool=False, # weights in float16: half the size
 ):
     "Write weights, classes, size, normalisation, temperature and report to one file, atomically. Raises `CheckpointError` for a model without a name."
     if self.arch is None: raise CheckpointError('only a classifier built by timm or torchvision name can be saved; pass arch= when its weights fit such a model')
     if Path(path).suffix != '.safetensors': raise CheckpointError(f'{path}: expected a file name that ends in .safetensors')
     mean, std = (v.flatten().tolist() for v in (self.mean, self.std))
-    save_tensors(path, self.model.state_dict(), dict(kind='classifier', format=1, arch=self.arch, classes=self.classes, size=self.size, mean=mean, std=std,
+    save_tensors(path, {k: v.half() if half and v.is_floating_point() else v for k, v in self.model.state_dict().items()}, dict(kind='classifier', format=1, arch=self.arch, classes=self.classes, size=self.size, mean=mean, std=std,
         temperature=self.temperature, report=self.report))
 
 def _load_own(path):

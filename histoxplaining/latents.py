@@ -224,10 +224,10 @@ class LatentMap:
         if w.ndim != 2 or len(w) < 3: raise HxError(f'a map needs three or more codes [n, w_dim], found {list(w.shape)}')
         if method not in ('umap', 'pca'): raise HxError(f"method '{method}': expected umap or pca")
         mean = w.mean(0)
-        _, sv, V = torch.linalg.svd(w - mean, full_matrices=False)
+        _, sv, V = torch.linalg.svd((w - mean).double(), full_matrices=False)    # the same bits once it is float32 again: UMAP makes much of the last one
         k = int(min(components, (sv > 1e-5 * sv[0]).sum()))
-        basis = V[:k].T
-        codes = (w - mean) @ basis
+        basis = (V[:k] * V[:k].gather(1, V[:k].abs().argmax(1, keepdim=True)).sign()).T.float()
+        codes = ((w - mean).double() @ basis.double()).float()
         if method == 'umap': method, xy = _umap(codes, neighbours, seed)
         if method == 'pca': xy = codes[:, :2] if k > 1 else torch.cat([codes, 0 * codes], 1)
         fill = lambda v, x: torch.full((len(w),), x) if v is None else torch.as_tensor(v)

@@ -6,8 +6,8 @@
 __all__ = ['PRESETS', 'preset', 'weights_to_start_from', 'transplant', 'Gallery', 'samples', 'sample_grid', 'reconstruct',
            'validate', 'health', 'Yardstick', 'Wish', 'Live', 'train']
 
-# %% ../nbs/13_training.ipynb #349a9aef
-import errno, io, math, signal, sys, tempfile, threading, time
+# %% ../nbs/13_training.ipynb #2b911c38
+import errno, io, math, signal, sys, tempfile, threading, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from .parallel import average, broadcast, highest, rank, share, together, world
 from .watch import Eyes, alarms, probe_auc, spread
 from .step import TrainConfig, TrainState, align_w, class_vectors, resolve, train_step
 
-# %% ../nbs/13_training.ipynb #b4de4788
+# %% ../nbs/13_training.ipynb #be3d2e6d
 PRESETS = {
     'cpu64':    dict(channel_base=2048, channel_max=128, batch=16, kimg=100, ae_kimg=15, warm_kimg=5, snap_kimg=2.5),   # 64 px on two CPU cores: 2 to 3 hours
     'auto':     dict(),                                                                                               # by size and device
@@ -43,7 +43,7 @@ def preset(
     if name not in PRESETS: raise HxError(f"preset '{name}': expected one of {', '.join(PRESETS)}")
     return TrainConfig(**PRESETS[name] | given)
 
-# %% ../nbs/13_training.ipynb #0467dc58
+# %% ../nbs/13_training.ipynb #57b9c4d1
 def weights_to_start_from(
     path,            # model folder or run folder, or a file of the lineage (.pt) or of StyleGAN2-ADA (.pkl)
 )->tuple:
@@ -112,7 +112,7 @@ def _prepare(cfg, state, classifier):
     broadcast([*st.nets.state_dict().values(), *st.ema.state_dict().values()])
     return store, cfg, clf, st
 
-# %% ../nbs/13_training.ipynb #92be0de0
+# %% ../nbs/13_training.ipynb #bc442101
 class Gallery:
     "Tiles that a run is looked at with: a sample of held-out ones, and of training ones whose layout codes and classes samples are given."
     def __init__(self, store, cfg, n_held=64, n_train=1024):
@@ -171,7 +171,7 @@ def validate(st, cfg, clf, dist, x):
         if clf is not None: out[f'val_agree{name}'] = (clf(r.clamp(-1, 1)).argmax(1) == clf(x).argmax(1)).float().mean().item()
     return out
 
-# %% ../nbs/13_training.ipynb #89efd116
+# %% ../nbs/13_training.ipynb #becb0f25
 @torch.no_grad()
 def health(st, cfg, clf, gallery, eyes, n=64):
     "Figures for `watch.alarms`."
@@ -189,7 +189,7 @@ def health(st, cfg, clf, gallery, eyes, n=64):
 class Yardstick:
     "Measures samples against training tiles, in two feature spaces; the tiles' vectors are kept."
     def __init__(self, cfg, gallery):
-        small = dict(size=cfg.size, device=cfg.device)
+        small = dict(size=max(cfg.size, 64), device=cfg.device)         # AlexNet's strides leave nothing of smaller pictures
         self.features = [features('lite0', **small)] + ([features('alexnet', **small)] if alexnet_weights() else [])
         self.gallery = gallery
         self.real = {}
@@ -202,15 +202,17 @@ class Yardstick:
             if f.name not in self.real: self.real[f.name] = f(to_uint8(self.gallery.train[:cfg.metrics_n]))
             a, b = self.real[f.name], f(fake)
             for c, i, j in [('', slice(None), slice(None)), *((f'/{c}', (self.gallery.labels[:len(a)] == k).numpy(), (y == k).numpy()) for k, c in enumerate(self.gallery.classes))]:
-                if len(a[i]) < 64 or len(b[j]) < 64: continue
+                if c and min(len(a[i]), len(b[j])) < 64: continue
                 sets = FeatureSet(a[i], f), FeatureSet(b[j], f)
                 out[f'kid/{f.name}{c}'] = float(kid(*sets, subsets=20))
                 A, B = (Moments.of(s.x) for s in sets)
                 V = A.principal(64)
-                out[f'fd64/{f.name}{c}'] = float(frechet_distance(A.project(V), B.project(V), f.name))
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore')                    # a curve over time, not a figure to quote
+                    out[f'fd64/{f.name}{c}'] = float(frechet_distance(A.project(V), B.project(V), f.name))
         return out | {'score': out[f'kid/{self.features[-1 if cfg.disc != "stylegan2" else 0].name}']}
 
-# %% ../nbs/13_training.ipynb #f0740095
+# %% ../nbs/13_training.ipynb #4573b313
 class Wish:
     "Notes SIGINT and SIGTERM while its block runs; a second SIGINT interrupts at once. `name` is the signal, or ''."
     def __enter__(self):
@@ -226,7 +228,7 @@ class Wish:
     def __exit__(self, *_):
         for s, f in self.old.items(): signal.signal(s, f)
 
-# %% ../nbs/13_training.ipynb #365f95b7
+# %% ../nbs/13_training.ipynb #663e0f4c
 class Live:
     "A callback that redraws losses and the newest sample grid in a notebook."
     CURVES = ('l1', 'perceptual', 'kl', 'g_proj', 'd_proj', 'g_adv', 'd_adv')
@@ -257,7 +259,7 @@ class Live:
         if not row.get('snapshot'): self.rows.append(row)
         self.view.update(Image(self.figure()))
 
-# %% ../nbs/13_training.ipynb #6d052df9
+# %% ../nbs/13_training.ipynb #fc6aacae
 class _Log:
     "Running means of terms and figures between two lines; what was not finite is left out of them."
     def __init__(self): self.sums, self.counts, self.steps = {}, {}, 0
@@ -432,7 +434,8 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
         say(f'stopped ({stop}) at {st.nimg / 1000:.2f} kimg; everything is saved: continue with --ckpt {run.path}')
     return run
 
-# %% ../nbs/13_training.ipynb #a87516b7
+# %% ../nbs/13_training.ipynb #71cd89fb
+#| eval: false
 if __name__ == '__main__' and not IN_NOTEBOOK:
     from runpy import run_module
     sys.exit(run_module('histoxplaining.cli')['hx_train']())
