@@ -1,11 +1,11 @@
 """What an explanation costs, as a multiple of the floor (one encode, one render, one classification), and whether it finds as much as an optimisation of w.
 
-    python benchmarks/counterfactual.py [--model FOLDER] [--store STORE] [--n 32] [--threads 1] [--quick]
+    python benchmarks/counterfactual.py [--model FOLDER] [--store STORE] [--n 32] [--threads N] [--quick]
 
 Stages at 64, 128 and 256 px, batch 1 and 32, are those of networks of full size with random weights: their work does not depend on what they have learnt. The multiple of the floor and the flips are of
 a trained model on held-out tiles, both directions: `explain` with the class direction, and Adam on w for at most 300 steps (`evaluation.optimised`). Without --model a small autoencoder is trained on synthetic
 tissue first. Prints tables, and as the last line one JSON object: times_floor_b32, seconds_256_b1, flip_direction, flip_optimised."""
-import argparse, json, statistics, tempfile, time
+import argparse, json, os, statistics, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 
@@ -35,13 +35,13 @@ def timed(f, runs):
 def stages(size, batch, runs, channel_base=16384, channel_max=512):
     "Seconds of each stage for networks of random weights, and of the fixed work of one explanation: encode, three low-resolution searches, render, classify."
     torch.manual_seed(0)
-    kw = dict(channel_base=channel_base, channel_max=channel_max, feat_channels=8, feat_res=size // 4)
+    kw = dict(channel_base=channel_base, channel_max=channel_max, feat_channels=8, feat_res=min(size // 4, 32))
     G = Generator(size, 2, **kw)
     E, clf = Encoder(size, G.num_ws, **kw), Classifier(backbone('tf_efficientnet_lite0', 2, pretrained=False), ('a', 'b'), size)
     ex = Explainer(G, E, clf, dict(classes=('a', 'b'), name='random'))
     x = torch.rand(batch, 3, size, size) * 2 - 1
     w, feat = ex.encode(x)
-    low = size // 4
+    low = max(size // 8, min(size // 4, 32))                             # the smallest picture that has the layout in it
     small = lambda: resize_batch(ex.generate(w, feat, res=low), size)
     out = dict(encode=timed(lambda: ex.encode(x), runs), render=timed(lambda: ex.generate(w, feat), runs), classify=timed(lambda: ex.classify(x), runs), low=timed(lambda: ex.classify(small()), runs))
     def work():
@@ -86,7 +86,7 @@ def main():
     p.add_argument('--store', help="tile store; default: the model's")
     p.add_argument('--n', type=int, default=32, help='held-out tiles per class')
     p.add_argument('--steps', type=int, default=300, help='of the optimisation, at most')
-    p.add_argument('--threads', type=int, default=1)
+    p.add_argument('--threads', type=int, default=os.cpu_count())
     p.add_argument('--quick', action='store_true', help='fewer repetitions and tiles, no stages at batch 32 above 64 px')
     a = p.parse_args()
     torch.set_num_threads(a.threads)

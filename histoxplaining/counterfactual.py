@@ -73,6 +73,11 @@ class Counterfactual:
         return f'Counterfactual({self.name}: {self.source} to {self.target}, {what})'
 
 # %% ../nbs/16_counterfactual.ipynb #8342ddbf
+@torch.no_grad()
+def _logits(explainer, pictures, classifier, batch=128):
+    "Logits `[N, C]` of uint8 pictures."
+    return torch.cat([explainer.classify(from_uint8(pictures[i:i + batch]), classifier).cpu() for i in range(0, len(pictures), batch)])
+
 def decisions(
     explainer:Explainer,
     pictures:np.ndarray,   # uint8 [N, H, W, 3]
@@ -129,7 +134,7 @@ def _answer(cf, found, job, j, frames):
 @dataclass
 class _Job:
     "Pictures of one class that are to become another: codes, pictures and the classifier that judges."
-    explainer:Explainer; w:torch.Tensor; feat:torch.Tensor|None; recon:np.ndarray; originals:np.ndarray|None; source:int; target:int; classifier:object; carry:bool
+    explainer:Explainer; w:torch.Tensor; feat:torch.Tensor|None; recon:np.ndarray; originals:np.ndarray|None; source:int; target:int; classifier:object; carry:bool; logits:torch.Tensor
 
     def probabilities(self, pics): return self.explainer.probabilities(pics, self.classifier)
 
@@ -151,10 +156,11 @@ class _Job:
         "Search the rays of some pictures: per picture a list of `_Found`."
         out = [[] for _ in idx]
         start, size = self.originals if self.carry else self.recon, self.explainer.size
-        low = max(size // 4, (self.explainer.G.feat_shape or (0, 0))[1]) if size >= 128 else None   # below that the small picture saves nothing
+        low = max(size // 8, (self.explainer.G.feat_shape or (0, 0))[1]) if size >= 128 else None   # below that the small picture saves nothing
         feat = None if self.feat is None else self.feat[idx]
         for e in edits:
-            seen = search(self.explainer, self.w[idx], feat, e, start[idx], self.target, p, self.classifier, scan, low if low != size else None, lambda img, k: self.finish(img, [idx[i] for i in k]))
+            odds = log_odds(self.logits[idx], self.target, (self.classifier or self.explainer.classifier).temperature)
+            seen = search(self.explainer, self.w[idx], feat, e, start[idx], self.target, p, self.classifier, scan, odds, low if low != size else None, lambda img, k: self.finish(img, [idx[i] for i in k]))
             for k, s in enumerate(seen): out[k].append(_Found(method, e.pick([k]), s, crossing(s, p)))
         return out
 
@@ -333,7 +339,9 @@ def explain(
     start = time.perf_counter()
     names, originals, w, feat = _inputs(explainer, images, seeds, refine, classifier)
     recon = _render(explainer, w, feat)
-    p_recon = explainer.probabilities(recon, classifier)
+    logits = _logits(explainer, recon, classifier)
+    p_recon = (logits / (classifier or explainer.classifier).temperature).softmax(1)
+    if carry: logits = _logits(explainer, originals, classifier)
     p_orig, sources, targets = decisions(explainer, recon if originals is None else originals, target, classifier)
     middle = w.mean(1)
     distance, limit = explainer.reference.distance(middle).tolist(), edge(explainer)
@@ -346,7 +354,7 @@ def explain(
         cfs.append(cf); out.append([cf])
     for s, t in sorted({(sources[i], targets[i]) for i, c in enumerate(cfs) if not c.reason}):
         idx = [i for i, c in enumerate(cfs) if not c.reason and (sources[i], targets[i]) == (s, t)]
-        job = _Job(explainer, w[idx], None if feat is None else feat[idx], recon[idx], None if originals is None else originals[idx], s, t, classifier, carry)
+        job = _Job(explainer, w[idx], None if feat is None else feat[idx], recon[idx], None if originals is None else originals[idx], s, t, classifier, carry, logits[idx])
         for i, answers in zip(idx, _solve(job, [cfs[i] for i in idx], method, space, n, p, hold, seed, frames, scan)): out[i] = answers
     for cf in (c for answers in out for c in answers): cf.seconds = (time.perf_counter() - start) / len(cfs)
     return [a[0] for a in out] if n == 1 else out

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'Direction', 'mean_gradient', 'NoDirection', 'steepest', 'held_gradients', 'keep_still', 'logit_difference',
-           'source_side', 'class_direction', 'generator_of', 'conditional_direction', 'sefa', 'LatentMap']
+           'source_side', 'effect_curve', 'class_direction', 'generator_of', 'conditional_direction', 'sefa',
+           'LatentMap']
 
 # %% ../nbs/15_latents.ipynb #e4bf1c0b
 import warnings
@@ -126,6 +127,14 @@ def source_side(
     side = (margin > 0).nonzero()[:n, 0]
     return side if len(side) >= 32 else margin.argsort(descending=True)[:32]
 
+@torch.no_grad()
+def effect_curve(explainer, d, w, feat, fn, sizes=(1., 2., 3., 5., 8.))->torch.Tensor:
+    "Median change of `fn` at some sizes of the step `d`: `[k, 2]`."
+    d = d.to(w)
+    at = lambda t: torch.cat([fn(explainer.generate(w[i:i + 32] + t * d, None if feat is None else feat[i:i + 32])) for i in range(0, len(w), 32)])
+    start = at(0.)
+    return torch.tensor([[t, float((at(t) - start).median())] for t in sizes])
+
 def class_direction(
     explainer,               # `Explainer` with a reference sample
     source, target,          # class names or indices
@@ -143,7 +152,8 @@ def class_direction(
             explainer.directions[raw] = mean_gradient(explainer, *_codes(explainer, source_side(explainer, s, t, classifier, n)), logit_difference(explainer, s, t, classifier)).cpu()
         g = explainer.directions[raw]
         d = steepest(g, explainer.reference.covariance(), R if R.shape[1] else None)
-        explainer.directions[key] = Direction(f'{explainer.classes[s]} to {explainer.classes[t]}', d, 'w', hold, float(g @ d))
+        curve = effect_curve(explainer, d, *_codes(explainer, source_side(explainer, s, t, classifier, n)[:32]), logit_difference(explainer, s, t, classifier))
+        explainer.directions[key] = Direction(f'{explainer.classes[s]} to {explainer.classes[t]}', d, 'w', hold, float(g @ d), curve)
     return explainer.directions[key]
 
 # %% ../nbs/15_latents.ipynb #014f1aae

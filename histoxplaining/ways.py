@@ -33,14 +33,22 @@ class Edit:
     feat:torch.Tensor|None=None  # [N, C, side, side]
     reach:np.ndarray|None=None   # [N] how far it is worth looking
     slope:np.ndarray|None=None   # [N] expected growth of the log-odds per step
+    curve:np.ndarray|None=None   # [k, 2] sizes and growth of the log-odds there, where it was measured: better than one slope
 
     @property
     def space(self): return ('s' if self.s is not None else 'w') + ('+layout' if self.feat is not None else '')
 
     def pick(self, idx):
         "The rays of some of the codes."
-        some = {k: None if v is None else v[idx] for k, v in vars(self).items() if k != 'name'}
-        return Edit(self.name, **some)
+        some = {k: None if v is None else v[idx] for k, v in vars(self).items() if k not in ('name', 'curve')}
+        return Edit(self.name, **some, curve=self.curve)
+
+    def expected(self, i):
+        "The function from a growth of the log-odds to the size that the i-th code is expected to need."
+        if self.curve is None: return lambda gap: gap / self.slope[i] if self.slope[i] > 1e-6 else math.inf
+        t, m = np.r_[0., self.curve[:, 0]], np.maximum.accumulate(np.r_[0., self.curve[:, 1]])
+        end = max(m[-1] / t[-1], 1e-6)
+        return lambda gap: float(np.interp(gap, m, t)) if gap <= m[-1] else t[-1] + (gap - m[-1]) / end
 
 def moved(explainer, w, feat, edit, steps, res=None):
     "Pictures `[N, 3, H, W]` at sizes `steps [N]` along an edit; differentiable. With `res` the generator's own smaller pictures."
@@ -61,34 +69,32 @@ def log_odds(logits, target, temperature=1.):
 def next_size(
     seen:list,         # (size, log-odds, ...) ascending, of which the first has size 0
     goal:float,        # log-odds wanted
-    slope:float,       # expected, until there is a secant
+    expected,          # growth of the log-odds -> size expected to be needed
     reach:float,       # largest size
-    turn:int=0,        # every third one halves
-    tolerance:float=.25, # log-odds above the goal that are close enough
+    turn:int=0,        # from the sixth on, every other one halves
+    tolerance:float=.35, # log-odds above the goal that are close enough
 ):
     "The size to look at next for the first crossing of the goal; None when it is found, or out of reach."
     up = next((k for k, v in enumerate(seen) if v[1] >= goal), None)
-    if up == 0: return None
-    aim = goal + tolerance / 2
+    if up == 0 or (up is None and seen[-1][0] >= reach): return None
+    if up is not None and (seen[up][1] - goal <= tolerance or seen[up][0] - seen[up - 1][0] <= .01 * seen[up][0]): return None
+    t = _place(seen, goal + tolerance / 2, expected)
     if up is None:
-        t, m = seen[-1][:2]
-        if t >= reach: return None
-        rise = slope if t == 0 else (m - seen[-2][1]) / (t - seen[-2][0])
-        jump = (aim - m) / rise if rise > 1e-6 else math.inf
-        return min(reach, max(t + min(jump, 2 * t if t else reach / 2), 1.05 * t, 1e-3 * reach))
-    (a, ma), (b, mb) = seen[up - 1][:2], seen[up][:2]
-    if mb - goal <= tolerance or b - a <= .01 * b: return None
-    t = (a + b) / 2 if turn % 4 == 3 else _inverse(sorted(seen, key=lambda v: abs(v[1] - aim))[:3], aim)
-    return min(max(t, a + .03 * (b - a)), b - .03 * (b - a))
+        last = seen[-1][0]
+        return float(min(reach, max(min(t, 3 * last if last else max(reach / 2, 1e-3)), 1.05 * last, 1e-3 * reach)))
+    a, b = seen[up - 1][0], seen[up][0]
+    if turn > 5 and turn % 2: t = (a + b) / 2                             # it does not converge: halve
+    return float(min(max(t, a + .03 * (b - a)), b - .03 * (b - a)))
 
-def _inverse(points, aim):
-    "Where the parabola t(m) through up to three points is at `aim` (inverse quadratic interpolation, as in Brent 1973); nan-free where two agree."
-    t = 0.
-    for i, (x, m, *_) in enumerate(points):
-        for j, (_, o, *_) in enumerate(points):
-            if i != j: x *= (aim - o) / ((m - o) or 1e-9)
-        t += x
-    return t
+def _place(seen, aim, expected):
+    "Where `aim` is expected: as growing with a power of the size between the two nearest looks, or as expected, stretched to fit the one there is."
+    start, gap = seen[0][1], aim - seen[0][1]
+    near = sorted(((abs(m - aim), t, m - start) for t, m, *_ in seen[1:] if m > start + 1e-6))[:2]
+    if not near: return expected(gap) if len(seen) == 1 else 2 * seen[-1][0]
+    (_, t, g), *more = near
+    if not more: return t * expected(gap) / max(expected(g), 1e-9)
+    power = math.log(g / more[0][2]) / math.log(t / more[0][1])
+    return t * (gap / g)**(1 / min(max(power, .3), 4))
 
 @torch.no_grad()
 def search(
@@ -99,6 +105,7 @@ def search(
     p:float=.9,              # wanted
     classifier=None,         # another classifier than the model's own
     scan:int=0,              # sizes looked at on each side of the crossing in addition
+    odds=None,               # [N] log-odds of `start`, where they are known
     low:int|None=None,       # side at which the size is guessed first, where the generator is larger
     finish=None,             # (pictures [k, 3, H, W] in [-1, 1], which [k]) -> uint8; default: `to_uint8`
     batch:int=64,            # pictures at a time
@@ -107,7 +114,8 @@ def search(
     "What was seen along each ray: N lists of (size, log-odds, uint8 picture), ascending, up to the first crossing of p and beyond. Raises `HxError` when the classifier is not finite."
     clf, goal = classifier or explainer.classifier, math.log(p / (1 - p)) + 1e-5
     judge = lambda pics: log_odds(explainer.classify(from_uint8(pics), classifier), target, clf.temperature).cpu().tolist()
-    seen = [[(0., m, pic)] for i in range(0, len(start), batch) for m, pic in zip(judge(start[i:i + batch]), start[i:i + batch])]
+    if odds is None: odds = [m for i in range(0, len(start), batch) for m in judge(start[i:i + batch])]
+    seen = [[(0., float(m), pic)] for m, pic in zip(odds, start)]
     def look(idx, sizes):
         sizes = np.float32(sizes).tolist()
         for i in range(0, len(idx), batch):
@@ -115,9 +123,10 @@ def search(
             img = moved(explainer, w[j], None if feat is None else feat[j], edit.pick(j), np.float32(sizes[i:i + batch]))
             pics = to_uint8(img) if finish is None else finish(img, j)
             for k, t, m, pic in zip(j, sizes[i:i + batch], judge(pics), pics): seen[k] = sorted(seen[k] + [(t, m, pic)], key=lambda v: v[0])
+    expected = [edit.expected(i) for i in range(len(w))]
     def close_in():
         for turn in range(rounds):
-            want = [next((t for g in (goal, 0.) if (t := next_size(s, g, edit.slope[i], edit.reach[i], turn)) is not None), None) for i, s in enumerate(seen)]
+            want = [next((t for g, near in ((goal, .35), (0., .5)) if (t := next_size(s, g, expected[i], edit.reach[i], turn, near)) is not None), None) for i, s in enumerate(seen)]
             idx = [i for i, t in enumerate(want) if t is not None]
             if not idx: break
             look(idx, [float(want[i]) for i in idx])
@@ -143,11 +152,11 @@ def _guess(explainer, w, feat, edit, start, target, goal, classifier, temperatur
     zero = odds(every, [0.] * len(w))
     seen = [[(0., m)] for m in start]
     for turn in range(looks - 1):
-        want = [(i, t) for i in every if (t := next_size(seen[i], goal, edit.slope[i], edit.reach[i], turn)) is not None]
+        want = [(i, t) for i in every if (t := next_size(seen[i], goal, edit.expected(i), edit.reach[i], turn)) is not None]
         if not want: break
         k, sizes = map(list, zip(*want))
         for i, t, m in zip(k, sizes, odds(k, sizes)): seen[i] = sorted(seen[i] + [(t, start[i] + m - zero[i])])
-    ends = [next_size(s, goal, edit.slope[i], edit.reach[i]) for i, s in enumerate(seen)]
+    ends = [next_size(s, goal, edit.expected(i), edit.reach[i]) for i, s in enumerate(seen)]
     return [t if t is not None else next((v[0] for v in s if v[1] >= goal), 0.) for t, s in zip(ends, seen)]
 
 def crossing(
@@ -174,8 +183,9 @@ def along(explainer, w, direction, space='w', temperature=1.)->Edit:
     "The edit that follows one `Direction` from every code."
     if space not in ('w', 's'): raise HxError(f"{direction.name}: a mean direction lives in 'w' or 's'; a layout is a tile's own: use method='gradient' for '{space}'")
     d, n = direction.vector.to(w), len(w)
+    curve = None if direction.effect is None or space != 'w' else direction.effect.numpy() * [[1., 1 / temperature]]
     reach, slope = room(explainer, w, d), np.full(n, direction.slope / temperature)
-    if space == 'w': return Edit(direction.name, w=d.expand(n, 1, -1), reach=reach, slope=slope)
+    if space == 'w': return Edit(direction.name, w=d.expand(n, 1, -1), reach=reach, slope=slope, curve=curve)
     with torch.no_grad(): s = (to_s(explainer, w + d) - to_s(explainer, w)) * searched(explainer).to(w)
     return Edit(direction.name, s=s, reach=reach, slope=slope)
 

@@ -228,5 +228,5 @@ def test_methods_have_one_signature():
 def test_log_odds_of_saturated_pictures_are_finite():
     l = torch.tensor([[0., 500.], [500., 0.]])
     assert log_odds(l, 1).tolist() == [500., -500.]
-    assert next_size([(0., -500.)], 2., 1., 16.) <= 16
+    assert next_size([(0., -500.)], 2., lambda gap: gap, 16.) <= 16
     assert crossing([(0., -1.), (1., 3.), (2., 1.), (3., 9.)], .9)[0] == 1.
