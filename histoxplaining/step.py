@@ -38,6 +38,7 @@ class TrainConfig:
     channel_base:int|None = None   # channels x resolution; None: init's, else 16384
     channel_max:int|None = None    # limit of channels; None: init's, else 512
     map_layers:int|None = None     # depth of the mapping network; None: init's, else 2
+    const_channels:int|None = None # channels of the learned constant; None: init's, else those of the 4x4 layer
     feat_channels:int|None = None  # channels of the layout code; 0: none. StyleEx, autoencoder: init's, else 8
     feat_res:int|None = None       # its side; None: init's, else a quarter of the size, at most 32
     num_fp16_res:int|None = None   # finest resolutions in half precision; None: 4 on a GPU
@@ -111,7 +112,7 @@ def resolve(
     if cfg.device.split(':')[0] not in ('cpu', 'cuda') or cfg.device != 'cpu' and not torch.cuda.is_available(): raise HxError(f"device '{cfg.device}': expected auto, cpu, or cuda where there is one")
     plain, enc, found = cfg.arch == 'stylegan2', cfg.arch != 'stylegan2', found or {}
     filled = dict(size=size, disc='stylegan2' if plain else 'projected', cond='labels' if plain else 'classifier', noise=plain, mixing=.9 if plain else 0., pl_weight=2. if plain else 0.,
-        channel_base=found.get('channel_base', 16384), channel_max=found.get('channel_max', 512), map_layers=found.get('map_layers', 2),
+        channel_base=found.get('channel_base', 16384), channel_max=found.get('channel_max', 512), map_layers=found.get('map_layers', 2), const_channels=found.get('const_channels'),
         feat_channels=(found.get('feat_channels') or 8) if enc else 0, feat_res=found.get('feat_res', max(4, min(size // 4, 32))) if found.get('feat_channels') else max(4, min(size // 4, 32)),
         num_fp16_res=0 if cfg.device == 'cpu' else 4,
         ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100), r1_gamma=.0002 * size**2 / cfg.batch,
@@ -148,7 +149,7 @@ class TrainState:
         shape = dict(channel_base=cfg.channel_base, channel_max=cfg.channel_max, **half)
         code = dict(feat_channels=cfg.feat_channels, feat_res=cfg.feat_res)
         c_dim = n_classes if cfg.cgan else 0
-        G = Generator(cfg.size, c_dim, map_layers=cfg.map_layers, **code, **shape)
+        G = Generator(cfg.size, c_dim, map_layers=cfg.map_layers, const_channels=cfg.const_channels, **code, **shape)
         self.nets = nn.ModuleDict({'G': G})
         if cfg.arch != 'stylegan2': self.nets['E'] = Encoder(cfg.size, G.num_ws, **code, **shape)
         if cfg.arch != 'autoencoder':

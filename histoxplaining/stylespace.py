@@ -7,6 +7,7 @@ __all__ = ['s_layout', 'to_s', 'from_s', 's_names', 'searched', 's_spread', 's_t
            'attfind', 'own_coordinates']
 
 # %% ../nbs/15_stylespace.ipynb #ffacb72c
+from pathlib import Path
 import torch
 from .files import CheckpointError, HxError, load_meta, load_tensors, progress, save_tensors
 from .latents import Direction, generator_of, logit_difference, source_side
@@ -106,10 +107,10 @@ def select(
 
 def _partial(path, facts):
     "What an earlier search with the same facts has measured: dict tile -> effects."
-    if path is None: return {}
+    if path is None or not Path(path).exists(): return {}
     try:
         if load_meta(path).get('facts') == facts: return {int(k): v for k, v in load_tensors(path).items()}
-    except CheckpointError: pass
+    except CheckpointError as e: print(f'attfind: what was measured before cannot be read and is measured again ({e})')
     return {}
 
 def attfind(

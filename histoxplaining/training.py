@@ -18,7 +18,7 @@ from .images import grid, style, to_uint8, write_png
 from .tiles import Batches, TileStore
 from .classifier import Classifier
 from .networks import Discriminator
-from .checkpoints import RunDir, load_model, load_network, load_state, save_model
+from .checkpoints import PixelRange, RunDir, load_model, load_network, load_state, save_model
 from .interop import convert
 from .features import FeatureSet, features
 from .metrics import Moments, frechet_distance, kid
@@ -56,9 +56,9 @@ def weights_to_start_from(
         D = load_network(Discriminator, Path(folder)/'discriminator.safetensors') if (Path(folder)/'discriminator.safetensors').exists() else None
     return G, E, D, card
 
-def _embedding(old, new, known, classes):
+def _embedding(old, known, classes):
     "Columns of a class embedding by name; new classes begin as the mean of the known."
-    if old is None: return new
+    if old.shape[1] == len(classes) and not set(known) & set(classes): return old              # classes without names keep their order
     out = old.mean(1, keepdim=True).expand(-1, len(classes)).clone()
     for i, c in enumerate(classes):
         if c in known: out[:, i] = old[:, known.index(c)]
@@ -74,7 +74,7 @@ def transplant(
     mine, theirs, fresh = net.state_dict(), donor.state_dict(), []
     for k, v in mine.items():
         w = theirs.get(k)
-        if k.endswith('mapping.embed.weight') and w is not None: w = _embedding(w, v, list(known), list(classes))
+        if k.endswith('mapping.embed.weight') and w is not None: w = _embedding(w, list(known), list(classes))
         if k == 'mapping.fc0.weight' and w is not None and w.shape[1] < v.shape[1]:            # it had no classes: their half begins at zero, and the gain of a wider layer is smaller
             w = torch.cat([w * math.sqrt(v.shape[1] / w.shape[1]), v.new_zeros(len(v), v.shape[1] - w.shape[1])], 1)
         if w is None: fresh.append(k)
@@ -87,8 +87,12 @@ def _begin(st, cfg, classes, start):
     for k, donor in zip('GED', start[:3]):
         if k not in st.nets: continue
         new = [n for n in transplant(st.nets[k], donor, classes, start[3].get('classes', ()), k) if not n.endswith('cond_weight')] if donor is not None else ['all']
+        lost = [n for n in donor.state_dict() if n not in st.nets[k].state_dict()] if donor is not None else []
+        if lost and rank() == 0: print(f'init: {len(lost)} weights of {k} have no place in this configuration, such as {lost[0]}')
         if new and rank() == 0: print(f"init: {k} starts afresh{'' if new == ['all'] else f' at {len(new)} weights, such as {new[0]}'}: not in {cfg.init}")
     st.average_afresh()
+    told = PixelRange.of(start[3].get('pixel_range', 'pm1'))
+    if told != PixelRange() and rank() == 0: print(f'init: its pictures are in another range ({told}); training has to bring them to [-1, 1] first')
 
 def _prepare(cfg, state, classifier):
     "Store, resolved configuration, classifier and state to start from."
@@ -329,9 +333,9 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
     say = print if lead and not quiet else lambda *a: None
     run = Path(share(str((RunDir(output).create() if output is not None else RunDir.new()).path) if lead else None))
     run = RunDir(run, cfg.keep, round(cfg.milestone_kimg * 1000))
-    gallery, eyes, yardstick = (Gallery(store, cfg), Eyes(), Yardstick(cfg, None)) if lead else (None,) * 3
     if lead:
-        yardstick.gallery = gallery
+        gallery, eyes = Gallery(store, cfg), Eyes()
+        yardstick = Yardstick(cfg, gallery) if cfg.metrics_kimg else None
         with _disk(run):
             write_json(run.path/'config.json', asdict(cfg))
             run.rewind(st.nimg)
@@ -341,7 +345,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
     end = math.ceil((cfg.kimg * 1000 - st.nimg) / cfg.batch) * cfg.batch + st.nimg
     due = lambda kimg: kimg and st.nimg // max(round(kimg * 1000), 1) != (st.nimg - cfg.batch) // max(round(kimg * 1000), 1)
     new_batches = lambda: Batches(store.train, cfg.batch // world(), seed=cfg.seed, start=st.nimg, rank=rank(), world=world(), balance=cfg.balance)
-    log, t0, tolerant = _Log(), time.time(), cfg.batch_gpu is None and world() == 1
+    log, pending, signs, t0, tolerant = _Log(), [], {}, time.time(), world() == 1
     first, steps = st.nimg, (end - st.nimg) // cfg.batch
     bar = progress_bar(range(steps)) if steps and lead and not quiet and (IN_NOTEBOOK or sys.stdout.isatty()) else None
     if bar is not None: bar.on_iter_begin(); bar.update(0)
@@ -356,12 +360,11 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
     def save(look=True, measure=False):
         "Everything that should survive. Returns whether it is time to stop early."
         row = {}
-        if look:
-            with _disk(run): row = _look(run, st, cfg, clf, dist, gallery, eyes)
+        if look:                                        # the log first: what is logged after the newest state is forgotten when it is gone on from
+            with _disk(run): row = _look(run, st, cfg, clf, dist, gallery, eyes) | signs
             if measure:
                 row |= yardstick(st, cfg, clf)
                 st.since_best = 0 if run.best is None or row['score'] < run.best['score'] else st.since_best + 1
-        if look:                                        # the log first: what is logged after the newest state is forgotten when it is gone on from
             row |= {'alarms': a} if (a := alarms(row)) else {}
             tell(row)
             say('          ' + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if isinstance(v, float)))
@@ -381,7 +384,22 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
         st.slow_down(slower)
         if lead: run.rewind(st.nimg)
         log.__init__()
+        pending.clear()
         return new_batches()
+
+    def tell_all(row):
+        if lead: tell(row)
+
+    def judged():
+        "Name what was not finite in the steps since the last time. Gives the row to log when the guard wants to go back."
+        for before, terms, left_out in pending:
+            if not (bad := [k for k, v in left_out.items() if v]): continue
+            names = [k for k, v in terms.items() if not torch.isfinite(v)] or [f'gradient of the {k} phase' for k in bad]
+            row = dict(not_finite=names, left_out=bad, after=before, action=st.guard.judge(before, names))
+            say(f"{', '.join(names)} not finite after {before} images: {'the step was left out' if row['action'] == 'skip' else 'too often; back to the newest checkpoint, at half the learning rate'}")
+            if row['action'] == 'rollback': return row
+            tell_all(dict(nimg=st.nimg) | row)
+        pending.clear()
 
     if lead and st.nimg == 0: save()
     batches, stop = new_batches(), ''
@@ -396,30 +414,30 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
                 x, y = next(batches)
                 terms, left_out = train_step(st, cfg, clf, dist, x.to(cfg.device, non_blocking=True), y.to(cfg.device, non_blocking=True))
             except (MemoryError, RuntimeError) as e:
-                if not _no_memory(e) or not tolerant or (cfg.batch // 2) % 4: raise
-                tolerant, cfg = False, replace(cfg, batch_gpu=cfg.batch // 2)
-                st.parts = 2
-                say(f'not enough memory for {cfg.batch} images at a time: going on with {cfg.batch_gpu}, from the newest checkpoint')
+                if not _no_memory(e) or not tolerant: raise
+                was, tolerant = cfg.batch_gpu or cfg.batch, False
+                try: halved = resolve(replace(cfg, batch_gpu=was // 2), store.size)
+                except HxError: raise e from None
+                cfg, st.parts = halved, 2 * st.parts
+                say(f'not enough memory for {was} images at a time: going on with {cfg.batch_gpu}, from the newest checkpoint')
                 batches = back(1.)
                 continue
             log.add(terms)
-            if cfg.device == 'cpu' or before // cfg.batch % 16 == 0:   # a GPU is asked now and then only
-                bad = [k for k, v in left_out.items() if v]
-                if bad:
-                    names = [k for k, v in terms.items() if not torch.isfinite(v)] or [f'gradient of the {k} phase' for k in bad]
-                    todo = st.guard.judge(before, names)
-                    say(f"{', '.join(names)} not finite after {before} images: {'the step was left out' if todo == 'skip' else 'too often; back to the newest checkpoint, at half the learning rate'}")
-                    if lead: tell(dict(nimg=st.nimg, not_finite=names, left_out=bad, action=todo))
-                    if todo == 'rollback':
-                        batches = back(.5)
-                        continue
-            stop = {0: '', 1: 'stopped early', 2: wish.name or 'a signal'}[highest(2 if wish.name else 0)]
+            pending.append((before, terms, left_out))
+            if cfg.device == 'cpu' or len(pending) == 16:              # a GPU is asked now and then only
+                todo = judged()
+                if todo:
+                    batches = back(.5)
+                    tell_all(todo | dict(nimg=st.nimg))
+                    continue
+            stop = (wish.name or 'a signal') if highest(bool(wish.name)) else ''
             if due(cfg.log_kimg) or st.nimg >= end or stop:
                 now, steps = time.time(), log.steps
                 row = {'nimg': st.nimg, **log.means(), 'img_s': steps * cfg.batch / (now - t0), 'seconds': st.seconds + now - t0}
                 if cfg.device != 'cpu': row['peak_mb'] = torch.cuda.max_memory_allocated() / 2**20
                 st.seconds, t0 = row['seconds'], now
-                if lead: tell(row)
+                signs = {k: row[k] for k in ('sign_real', 'sign_fake', 'proj_real', 'proj_fake') if k in row}
+                tell_all(row)
                 line = f"{st.nimg / 1000:8.2f} kimg  " + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if k not in ('nimg', 'seconds'))
                 if bar is None: say(line)
                 else: bar.comment = line
@@ -430,7 +448,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
                 if highest(int(enough)): stop = 'no better pictures for a while'
                 t0 += time.time() - tick                # pictures and checkpoints are not counted as training time
     if stop:
-        if lead: tell(dict(nimg=st.nimg, stopped=stop))
+        tell_all(dict(nimg=st.nimg, stopped=stop))
         say(f'stopped ({stop}) at {st.nimg / 1000:.2f} kimg; everything is saved: continue with --ckpt {run.path}')
     return run
 

@@ -79,6 +79,7 @@ ALARMS = (   # figure, alarm below, alarm above, in words
     ('diversity',   .5,  None, 'pictures of class {c} are too much alike: their diversity is {v:.2f} of that of tiles. The generator is collapsing: more augmentation, a lower rate of the discriminator, or an earlier checkpoint'),
     ('probe_auc',   None, .8,  'encoded and mapped codes are told apart with AUC {v:.2f}: edits learned on samples may not hold for tiles. A larger prior_weight or w_weight keeps them together'),
     ('val_agree',   .6,  None, 'the classifier says the same of only {v:.0%} of the reconstructions: explanations would abstain often. It should grow once kl_weight is ramped in'),
+    ('proj_real',   None, .98, 'the projected discriminator calls every patch of tiles real (mean sign {v:.2f}) and learns no more from them: a lower p_lr'),
     ('sign_real',   None, .98, 'the discriminator calls every tile real (mean sign {v:.2f}) and learns no more from them: more augmentation, or a larger r1_gamma'),
 )
 
