@@ -13,7 +13,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from .files import DataError, HxError
 from .features import LPIPS
-from .images import from_uint8, hed, optical_density, to_uint8
+from .images import dihedral, from_uint8, hed, optical_density, to_uint8
 from .explainer import Explainer, as_batch
 from .latents import NoDirection
 from .ways import Edit, along, crossing, edge, log_odds, methods, moved, search
@@ -38,6 +38,7 @@ class Counterfactual:
     p_original:float = float('nan')   # of the original (nan for a seed)
     p_reconstruction:float = float('nan')
     p:float = float('nan')            # of the final picture; nan on failure
+    p_views:float = float('nan')      # mean over the dihedral views, where it was asked for
     p_half:float = float('nan')       # edit size at which p first reaches 0.5; nan if it does not
     step:float = float('nan')         # edit size of the counterfactual, in standard deviations of encoded tissue
     steps:np.ndarray = field(default_factory=_none)       # [T] scanned edit sizes
@@ -121,6 +122,7 @@ def _answer(cf, found, job, j, frames):
     if cf.success:
         cf.step, cf.counterfactual = last, best.hit[2]
         cf.p = float(job.probabilities(best.hit[2][None])[0, job.target])
+        if job.views > 1: cf.p_views = float(np.mean([job.probabilities(np.ascontiguousarray(dihedral(torch.from_numpy(best.hit[2]).movedim(-1, 0), k).movedim(0, -1).numpy())[None])[0, job.target] for k in range(job.views)]))
         _change(cf)
     if best.edit.w is not None: cf.w = (cf.w[:1] + np.float32([[0], [last]]) * best.edit.w[0].mean(0).cpu().numpy())
     if cf.carried and cf.success: cf.ghosting = float(job.finish(job.render(j, best.edit, [last]), [j], True)[2])
@@ -134,7 +136,7 @@ def _answer(cf, found, job, j, frames):
 @dataclass
 class _Job:
     "Pictures of one class that are to become another: codes, pictures and the classifier that judges."
-    explainer:Explainer; w:torch.Tensor; feat:torch.Tensor|None; recon:np.ndarray; originals:np.ndarray|None; source:int; target:int; classifier:object; carry:bool; logits:torch.Tensor
+    explainer:Explainer; w:torch.Tensor; feat:torch.Tensor|None; recon:np.ndarray; originals:np.ndarray|None; source:int; target:int; classifier:object; carry:bool; logits:torch.Tensor; views:int=1
 
     def probabilities(self, pics): return self.explainer.probabilities(pics, self.classifier)
 
@@ -160,7 +162,7 @@ class _Job:
         feat = None if self.feat is None else self.feat[idx]
         for e in edits:
             odds = log_odds(self.logits[idx], self.target, (self.classifier or self.explainer.classifier).temperature)
-            seen = search(self.explainer, self.w[idx], feat, e, start[idx], self.target, p, self.classifier, scan, odds, low if low != size else None, lambda img, k: self.finish(img, [idx[i] for i in k]))
+            seen = search(self.explainer, self.w[idx], feat, e, start[idx], self.target, p, self.classifier, scan, odds, low if low != size else None, lambda img, k: self.finish(img, [idx[i] for i in k]), views=self.views)
             for k, s in enumerate(seen): out[k].append(_Found(method, e.pick([k]), s, crossing(s, p)))
         return out
 
@@ -254,12 +256,13 @@ def _inputs(explainer, images, seeds, steps, classifier):
     w, feat = explainer.encode(x)
     return names, to_uint8(x), *refined(explainer, x.to(w.device), w, feat, steps, classifier)
 
-def _check(explainer, images, seeds, method, p, n, space, classifier, carry):
+def _check(explainer, images, seeds, method, p, n, space, classifier, carry, views):
     "Raise `HxError` for what cannot be asked."
     if method != 'auto' and method not in methods(): raise HxError(f"method '{method}': expected one of auto, {', '.join(methods())}")
     if space not in ('w', 's', 'w+layout'): raise HxError(f"space '{space}': expected 'w', 's' or 'w+layout'")
     if not .5 <= p < 1: raise HxError(f'p={p}: expected from 0.5, where the decision turns, to below 1')
     if n < 1: raise HxError(f'n={n}: expected 1 or more')
+    if not 1 <= views <= 8: raise HxError(f'views={views}: there are from one to eight')
     if (images is None) == (seeds is None): raise HxError('expected pictures or seeds, one of them')
     if carry and seeds is not None: raise HxError('carry: a generated picture has no detail that the generator missed')
     if classifier is not None and tuple(classifier.classes) != explainer.classes: raise HxError(f'the other classifier knows {", ".join(classifier.classes)}, the model {", ".join(explainer.classes)}')
@@ -325,13 +328,14 @@ def explain(
     classifier=None,         # explain another classifier than the model's own
     seed:int=0,              # of anything random
     scan:int=0,              # further sizes looked at before the crossing, for paths that may come back
+    views:int=1,             # up to eight: p must hold for the picture and for the mean of so many of its dihedral views
 )->list:
     "Counterfactuals, one per picture (n > 1: lists; `target='all'`: dicts by class). Raises `HxError` for an unknown class, method or option; a picture that cannot be explained is a result with a reason."
-    _check(explainer, images, seeds, method, p, n, space, classifier, carry)
+    _check(explainer, images, seeds, method, p, n, space, classifier, carry, views)
     hold = (hold,) if isinstance(hold, str) else tuple(hold)
     if isinstance(classifier, torch.nn.Module): classifier = classifier.frozen().to(explainer.device)
     if target == 'all':
-        kw = dict(seeds=seeds, p=p, method=method, n=n, space=space, hold=hold, refine=refine, carry=carry, frames=frames, classifier=classifier, seed=seed, scan=scan)
+        kw = dict(seeds=seeds, p=p, method=method, n=n, space=space, hold=hold, refine=refine, carry=carry, frames=frames, classifier=classifier, seed=seed, scan=scan, views=views)
         per = {k: explain(explainer, images, k, **kw) for k in explainer.classes}
         first = lambda v: v[0] if n > 1 else v
         return [{k: v[i] for k, v in per.items() if first(v[i]).source != k} for i in range(len(next(iter(per.values()))))]
@@ -354,7 +358,7 @@ def explain(
         cfs.append(cf); out.append([cf])
     for s, t in sorted({(sources[i], targets[i]) for i, c in enumerate(cfs) if not c.reason}):
         idx = [i for i, c in enumerate(cfs) if not c.reason and (sources[i], targets[i]) == (s, t)]
-        job = _Job(explainer, w[idx], None if feat is None else feat[idx], recon[idx], None if originals is None else originals[idx], s, t, classifier, carry, logits[idx])
+        job = _Job(explainer, w[idx], None if feat is None else feat[idx], recon[idx], None if originals is None else originals[idx], s, t, classifier, carry, logits[idx], views)
         for i, answers in zip(idx, _solve(job, [cfs[i] for i in idx], method, space, n, p, hold, seed, frames, scan)): out[i] = answers
     for cf in (c for answers in out for c in answers): cf.seconds = (time.perf_counter() - start) / len(cfs)
     return [a[0] for a in out] if n == 1 else out

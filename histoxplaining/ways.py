@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
 from .files import CheckpointError, HxError, load_meta, load_tensors, progress, save_tensors, stream
-from .images import from_uint8, resize_batch, to_uint8
+from .images import dihedral, from_uint8, resize_batch, to_uint8
 from .layers import normalize_2nd_moment
 from .features import perceptual
 from .latents import HOLDS, class_direction, conditional_direction, held_gradients, logit_difference
@@ -108,28 +108,32 @@ def search(
     odds=None,               # [N] log-odds of `start`, where they are known
     low:int|None=None,       # side at which the size is guessed first, where the generator is larger
     finish=None,             # (pictures [k, 3, H, W] in [-1, 1], which [k]) -> uint8; default: `to_uint8`
+    views:int=1,             # up to eight: p must be reached by the mean of so many dihedral views too
     batch:int=64,            # pictures at a time
     rounds:int=14,           # at most
 )->list:
     "What was seen along each ray: N lists of (size, log-odds, uint8 picture), ascending, up to the first crossing of p and beyond. Raises `HxError` when the classifier is not finite."
     clf, goal = classifier or explainer.classifier, math.log(p / (1 - p)) + 1e-5
-    judge = lambda pics: log_odds(explainer.classify(from_uint8(pics), classifier), target, clf.temperature).cpu().tolist()
+    def judge(pics, views=1):
+        logits = [explainer.classify(dihedral(from_uint8(pics), k), classifier) / clf.temperature for k in range(views)]
+        own = log_odds(logits[0], target)
+        return (own if views == 1 else torch.minimum(own, log_odds(torch.stack([l.double().softmax(1) for l in logits]).mean(0).clamp_min(1e-30).log(), target).to(own))).cpu().tolist()
     if odds is None: odds = [m for i in range(0, len(start), batch) for m in judge(start[i:i + batch])]
     seen = [[(0., float(m), pic)] for m, pic in zip(odds, start)]
-    def look(idx, sizes):
+    def look(idx, sizes, views=1):
         sizes = np.float32(sizes).tolist()
         for i in range(0, len(idx), batch):
             j = idx[i:i + batch]
             img = moved(explainer, w[j], None if feat is None else feat[j], edit.pick(j), np.float32(sizes[i:i + batch]))
             pics = to_uint8(img) if finish is None else finish(img, j)
-            for k, t, m, pic in zip(j, sizes[i:i + batch], judge(pics), pics): seen[k] = sorted(seen[k] + [(t, m, pic)], key=lambda v: v[0])
+            for k, t, m, pic in zip(j, sizes[i:i + batch], judge(pics, views), pics): seen[k] = sorted(seen[k] + [(t, m, pic)], key=lambda v: v[0])
     expected = [edit.expected(i) for i in range(len(w))]
-    def close_in():
+    def close_in(views=1):
         for turn in range(rounds):
             want = [next((t for g, near in ((goal, .35), (0., .5)) if (t := next_size(s, g, expected[i], edit.reach[i], turn, near)) is not None), None) for i, s in enumerate(seen)]
             idx = [i for i, t in enumerate(want) if t is not None]
             if not idx: break
-            look(idx, [float(want[i]) for i in idx])
+            look(idx, [float(want[i]) for i in idx], views)
     if low: guess = _guess(explainer, w, feat, edit, [s[0][1] for s in seen], target, goal, classifier, clf.temperature, low, batch)
     if low and (k := [i for i, t in enumerate(guess) if t > 0 and seen[i][0][1] < goal]): look(k, [guess[i] for i in k])
     close_in()
@@ -137,6 +141,11 @@ def search(
         ends = [next((v[0] for v in s if v[1] >= goal), s[-1][0]) for s in seen]
         look(*map(list, zip(*[(i, e * (k + 1) / (scan + 1)) for i, e in enumerate(ends) for k in range(scan) if e > 0])))
         close_in()
+    if views > 1:                                                         # what seemed enough is looked at again, from all sides
+        for s in seen:
+            again = [k for k, v in enumerate(s) if v[1] >= goal]
+            for k, m in zip(again, judge(np.stack([s[k][2] for k in again]), views) if again else []): s[k] = (s[k][0], m, s[k][2])
+        close_in(views)
     return seen
 
 def _guess(explainer, w, feat, edit, start, target, goal, classifier, temperature, low, batch, looks=3):
@@ -270,7 +279,9 @@ def gradient(explainer, w, feat, source, target, *, p=.9, hold=('stain',), class
         parts.append(_descend(explainer, w[i:i + batch], None if feat is None else feat[i:i + batch], target, goal, hold, classifier, space, g, steps, restarts))
     size, top, m0 = (torch.cat([q[k] for q in parts]).clamp_min(1e-6) if k == 1 else torch.cat([q[k] for q in parts]) for k in (1, 2, 3))
     ray = {k: _times(torch.cat([q[0][k] for q in parts]), 1 / size) for k in parts[0][0]}
-    return [Edit(f'gradient in {space}', **ray, reach=(1.1 * size).cpu().numpy(), slope=((top - m0) / size).cpu().numpy())]
+    reach = (1.1 * size).cpu().numpy()
+    if 'w' in ray: reach = np.maximum(reach, np.minimum(room(explainer, w, ray['w'][:, 0]), 2 * reach))     # further only where that stays within the tissue
+    return [Edit(f'gradient in {space}', **ray, reach=reach, slope=((top - m0) / size).cpu().numpy())]
 
 # %% ../nbs/15_ways.ipynb #03fd7f21
 def _channels(explainer, w, feat, source, target, hold, classifier, space, subset):
