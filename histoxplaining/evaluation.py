@@ -476,7 +476,8 @@ def evaluate(
     pairs=(),                # `Pairs` of others, to stand in the same table
     target='next',           # as for `explain`
     n:int=100,               # tiles per class
-    p:float=.9,              # asked
+    p:float=.9,              # flips are counted from here
+    ask:float|None=None,     # p that methods and controls are asked for; default: p
     alternatives:int=1,      # per picture; from 2 on, their diversity is measured
     views:int=1,             # as for `explain`
     hold=('stain',),         # as for `explain`
@@ -506,7 +507,7 @@ def evaluate(
     asked = source != to
     if not asked.any(): raise HxError('the classifier already says the target of every picture')
     pics, source, to = pics[asked], source[asked], to[asked]
-    q = Question(explainer, clf, pics, np.concatenate([to_uint8(explainer.reconstruct(pics[i:i + 64])) for i in range(0, len(pics), 64)]), source, to, p, store, features, steps=steps, seed=seed)
+    q = Question(explainer, clf, pics, np.concatenate([to_uint8(explainer.reconstruct(pics[i:i + 64])) for i in range(0, len(pics), 64)]), source, to, p if ask is None else ask, store, features, steps=steps, seed=seed)
     kw = dict(p=p, oracle=oracle, real=real, held=held, features=features, distance=distance, known={}, boots=boots, seed=seed)
     def column(name, make):
         if callback: callback(name)
@@ -515,7 +516,7 @@ def evaluate(
         out.pairs[found.name] = found
         out.extend(measure(found, clf, **kw))
     for m in names:
-        opts = dict(target=target, p=p, method=m, hold=hold, classifier=classifier, seed=seed, views=views) | ({'n': alternatives} if alternatives > 1 else {})
+        opts = dict(target=target, p=q.p, method=m, hold=hold, classifier=classifier, seed=seed, views=views) | ({'n': alternatives} if alternatives > 1 else {})
         column(m, lambda: as_pairs(explain(explainer, pics, **opts), m))
         if q.step is None and m in out.pairs: q.step = out.pairs[m].step
         if latencies and m in out.pairs: out.extend(latency(explainer, pics, **opts))

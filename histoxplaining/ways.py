@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REACH', 'Edit', 'moved', 'log_odds', 'next_size', 'search', 'crossing', 'edge', 'room', 'along', 'direction',
-           'conditional', 'sefa', 'gradient', 'attfind', 'attfind_subset', 'Amortised', 'train_amortised', 'amortised',
-           'methods']
+           'conditional', 'sefa', 'gradient', 'attfind', 'attfind_subset', 'prototype', 'Amortised', 'train_amortised',
+           'amortised', 'methods']
 
 # %% ../nbs/15_ways.ipynb #def3e60d
 import math
@@ -16,7 +16,7 @@ from .files import CheckpointError, HxError, load_meta, load_tensors, progress, 
 from .images import dihedral, from_uint8, resize_batch, to_uint8
 from .layers import normalize_2nd_moment
 from .features import perceptual
-from .latents import HOLDS, class_direction, conditional_direction, held_gradients, logit_difference
+from .latents import HOLDS, NoDirection, class_direction, conditional_direction, held_gradients, logit_difference
 from .latents import sefa as sefa_directions
 from .stylespace import attfind as attfind_directions
 from .stylespace import from_s, own_coordinates, s_spread, searched, to_s
@@ -308,6 +308,36 @@ def attfind_subset(explainer, w, feat, source, target, *, p=.9, hold=('stain',),
     "Up to five channels of StyleSpace per tile, each chosen in the company of the others (AttFind with subset selection, Lang et al. 2021)."
     return list(_as_rays(explainer, _channels(explainer, w, feat, source, target, hold, classifier, space, True), (5,), 'attfind subset'))
 
+# %% ../nbs/15_ways.ipynb #cfe97170
+def _convinced(explainer, target, p, classifier, batch=64):
+    "Numbers of the reference tiles whose pictures the classifier gives to the target with p."
+    key, ref = ('convinced', target, classifier), explainer.reference
+    if key not in explainer.directions:
+        some = lambda v, i: None if v is None else v[i:i + batch].to(explainer.device)
+        with torch.no_grad(): explainer.directions[key] = torch.cat([log_odds(explainer.classify(explainer.generate(some(ref.w, i), some(ref.feat, i)), classifier), target, (classifier or explainer.classifier).temperature).cpu() for i in range(0, len(ref.w), batch)])
+    return (explainer.directions[key] >= math.log(p / (1 - p))).nonzero()[:, 0]
+
+def prototype(explainer, w, feat, source, target, *, p=.9, hold=('stain',), classifier=None, space='w', seed=0, k=4):
+    "Towards each of the k nearest encoded training tiles that the classifier gives to the target (nearest unlike neighbours: Brughmans et al. 2023; prototypes: Van Looveren & Klaise 2021)."
+    if space not in ('w', 'w+layout'): raise HxError(f"prototype: the codes of tiles are w and layout: use space='w' or 'w+layout', not '{space}'")
+    if space == 'w+layout' and feat is None: raise HxError("space 'w+layout': this model has no layout code")
+    ref, own = explainer.reference, _convinced(explainer, target, p, classifier)
+    if not len(own): raise NoDirection(f'prototype: of no reference tile does the classifier say {explainer.classes[target]} with p = {p:g}')
+    root, R = ref.root.to(w), held_gradients(explainer, hold).to(w)
+    step = ref.whitened(ref.w[own].to(w))[None] - ref.whitened(w.mean(1))[:, None]                       # [N, m, d]
+    if R.shape[1]: Q = torch.linalg.qr(root.T @ R)[0]; step = step - step @ Q @ Q.T
+    length = step.norm(dim=2)
+    far = length
+    if space == 'w+layout':
+        unit = ref.feat.std((0, 2, 3)).to(w)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
+        far = (length.square() + torch.cdist((feat / unit).flatten(1), (ref.feat[own].to(w) / unit).flatten(1)).square()).sqrt()
+    edits, rows = [], torch.arange(len(w), device=w.device)
+    for j, near in enumerate(far.topk(min(k, len(own)), largest=False)[1].T):
+        size = far[rows, near].clamp_min(1e-6)
+        layout = dict(feat=_times(ref.feat[own].to(w)[near] - feat, 1 / size)) if space == 'w+layout' else {}
+        edits.append(Edit(f'towards the {("nearest", "second nearest", "third nearest")[j] if j < 3 else f"{j + 1}th nearest"} tile', w=(_times(step[rows, near], 1 / size) @ root.T)[:, None], **layout, reach=size.cpu().numpy(), slope=(6 / size).cpu().numpy()))
+    return edits
+
 # %% ../nbs/15_ways.ipynb #58018768
 class Amortised(nn.Module):
     "Step in whitened w from code, classes and missing log-odds: `(u [N, d], source [N], target [N], missing [N]) -> [N, d]`."
@@ -386,9 +416,9 @@ def train_amortised(
         nn.utils.clip_grad_norm_(net.parameters(), 1.)
         optimiser.step()
         losses.append(loss.mean().item())
-    net.eval().requires_grad_(False)
+    net.half().float().eval().requires_grad_(False)                              # as it is saved
     explainer.directions['amortised', hold] = net
-    if save and _amortised_file(explainer): save_tensors(_amortised_file(explainer), net.state_dict(), dict(hold=list(hold), steps=steps, classes=list(explainer.classes)))
+    if save and _amortised_file(explainer): save_tensors(_amortised_file(explainer), {k: v.half() for k, v in net.state_dict().items()}, dict(hold=list(hold), steps=steps, classes=list(explainer.classes)))
     return net, losses
 
 def _amortised(explainer, hold):
@@ -397,7 +427,7 @@ def _amortised(explainer, hold):
     if key not in explainer.directions:
         if file is None or not file.exists(): raise HxError('amortised: no network was trained for this model: call ways.train_amortised(explainer)')
         if tuple(load_meta(file)['hold']) != hold: raise HxError(f"amortised: the network beside this model was trained with hold={tuple(load_meta(file)['hold'])}, asked for {hold}: train another with ways.train_amortised(explainer, hold={hold})")
-        sd = load_tensors(file)
+        sd = {k: v.float() for k, v in load_tensors(file).items()}
         net = Amortised(sd['directions'], sd['slopes'], sd['Q'], sd['net.0.weight'].shape[0])
         net.load_state_dict(sd)
         explainer.directions[key] = net.eval().requires_grad_(False).to(explainer.device)
@@ -420,4 +450,4 @@ def amortised(explainer, w, feat, source, target, *, p=.9, hold=('stain',), clas
 # %% ../nbs/15_ways.ipynb #5e02ec59
 def methods()->dict:
     "The ways to find a counterfactual: dict name -> function `(explainer, w, feat, source, target, *, p, hold, classifier, space, seed) -> [Edit, ...]`."
-    return dict(direction=direction, gradient=gradient, amortised=amortised, conditional=conditional, sefa=sefa, attfind=attfind, attfind_subset=attfind_subset)
+    return dict(direction=direction, gradient=gradient, prototype=prototype, amortised=amortised, conditional=conditional, sefa=sefa, attfind=attfind, attfind_subset=attfind_subset)
