@@ -1,18 +1,18 @@
 """Explanations against known causes: one model of procedural tissue in which glands and stain vary independently, three classifiers that learnt different things from it.
 
-    python benchmarks/audit.py --work FOLDER [--tiles 3000] [--size 64] [--kimg 16] [--n 100] [--methods a,b] [--out FILE.json]
+    python benchmarks/audit.py --work FOLDER [--tiles 3000] [--kimg 20] [--n 100] [--methods direction,prototype+layout] [--p 0.9999] [--out FILE.json]
 
 `gland` learns from labels that glands decide, `stain` from labels that stain decides, `both` from tissue in which the two agree at correlation 0.9: what that one looks at is not told, it is measured (by rendering the
 same tiles with one of them changed). Sanity: an edit for a classifier with permuted weights or permuted labels beside one for a classifier trained again from another seed. What exists in --work is kept, so that an
-interrupted run goes on. Prints the tables, and as the last line one JSON object."""
+interrupted run goes on. The model starts from `colon-64`, which has learnt to draw tissue, and the factor reader is accustomed to its hand. `+layout` after a method's name lets it move the layout code too. Prints the tables, and as the last line one JSON object."""
 import argparse, json, time
+from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
 
-from histoxplaining.audit import audit, edit_similarity, randomised, shortcut_report
+from histoxplaining.audit import accustomed, audit, edit_similarity, randomised, shortcut_report
 from histoxplaining.checkpoints import RunDir
 from histoxplaining.classifier import Classifier, train_classifier
-from histoxplaining.counterfactual import methods
 from histoxplaining.explainer import Explainer
 from histoxplaining.files import HxError, write_json
 from histoxplaining.images import write_png
@@ -20,6 +20,9 @@ from histoxplaining.metrics import _plain
 from histoxplaining.synthetic import CLASSES, FACTORS, synthetic_tiles
 from histoxplaining.tiles import TileStore
 from histoxplaining.training import TrainConfig, train
+
+
+SIZE = 64   # of the model that is started from
 
 
 def store(root, name, tiles, labels, size):
@@ -40,10 +43,11 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--work', type=Path, required=True)
     p.add_argument('--tiles', type=int, default=3000)
-    p.add_argument('--size', type=int, default=64)
-    p.add_argument('--kimg', type=float, default=16)
+    p.add_argument('--kimg', type=float, default=20)
+    p.add_argument('--p', type=float, default=.9999, help='asked: about what the classifiers say of a typical tile of the class')
+    p.add_argument('--views', type=int, default=1)
     p.add_argument('--n', type=int, default=100, help='fresh tiles to explain')
-    p.add_argument('--methods', help='comma-separated; default: all')
+    p.add_argument('--methods', default='direction,gradient+layout,prototype+layout')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out')
     a = p.parse_args()
@@ -53,34 +57,37 @@ def main():
     root.mkdir(parents=True, exist_ok=True)
     if not all((root/f'{k}.lmdb').exists() for k in ('gland', 'stain', 'both')):
         say('drawing')
-        tiles, y, f = synthetic_tiles(a.tiles, a.size, 11, 'both', 0.)
-        store(root, 'gland', tiles, y, a.size)
-        store(root, 'stain', tiles, (f['haematoxylin'] > (FACTORS['haematoxylin'].lo + FACTORS['haematoxylin'].hi) / 2).astype(int), a.size)
-        store(root, 'both', *synthetic_tiles(a.tiles, a.size, 12, 'both', .9)[:2], a.size)
+        tiles, y, f = synthetic_tiles(a.tiles, SIZE, 11, 'both', 0.)
+        store(root, 'gland', tiles, y, SIZE)
+        store(root, 'stain', tiles, (f['haematoxylin'] > (FACTORS['haematoxylin'].lo + FACTORS['haematoxylin'].hi) / 2).astype(int), SIZE)
+        store(root, 'both', *synthetic_tiles(a.tiles, SIZE, 12, 'both', .9)[:2], SIZE)
     stores = {k: TileStore(root/f'{k}.lmdb') for k in ('gland', 'stain', 'both')}
     say('classifiers')
     clfs = {k: classifier(root, k, s) for k, s in stores.items()}
     run, done = root/'run', RunDir(root/'run').latest() if (root/'run').exists() else None
-    if done is None or done['nimg'] < a.kimg * 1000:
+    if done is None or done['nimg'] < round(a.kimg * 1000):
         say('model')
-        cfg = TrainConfig(data=str(root/'gland.lmdb'), kimg=a.kimg, ae_kimg=.45 * a.kimg, warm_kimg=2, channel_base=1024, channel_max=64, feat_channels=8, feat_res=16, snap_kimg=2, kl_ramp=.25)
+        cfg = TrainConfig(data=str(root/'gland.lmdb'), init=str(files('histoxplaining')/'models'/'colon-64'), kimg=a.kimg, ae_kimg=.4 * a.kimg, warm_kimg=2, snap_kimg=2, kl_ramp=.25, feat_swap=.25, l1_weight=2.)
         train(cfg, run, clfs['gland'], ckpt=run if done else None)
     ex = Explainer.from_run(run)
-    out = dict(tiles=a.tiles, size=a.size, nimg=ex.card['nimg'], n=a.n, accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, audits=[], failed={}, sanity={}, shortcuts=[])
-    for m in (a.methods.split(',') if a.methods else methods()):
+    say('reader')
+    reader = accustomed(ex)
+    out = dict(tiles=a.tiles, size=SIZE, nimg=ex.card['nimg'], n=a.n, accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, audits=[], failed={}, sanity={}, shortcuts=[])
+    for m in a.methods.split(','):
+        name, _, layout = m.partition('+')
         for k, clf in clfs.items():
             say(f'{m}, {k}')
-            try: table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n, method=m, factors=True, seed=1000 + a.seed)
+            try: table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n, method=name, space='w+layout' if layout else 'w', p=a.p, views=a.views, reader=reader, factors=True, seed=1000 + a.seed)
             except HxError as e: out['failed'][f'{m}, {k}'] = str(e); print(e); continue
             print(table.table())
-            out['audits'] += [dict(method=m, classifier=k, **{x: _plain(r.record).get(x) for x in ('metric', 'class', 'value', 'interval', 'verdict', 'answered', 'cause', 'p')}) for r in table]
+            out['audits'] += [dict(method=m, classifier=k, **{x: _plain(r.record).get(x) for x in ('metric', 'class', 'value', 'interval', 'verdict', 'answered', 'cause', 'p', 'reader_r')}) for r in table]
     say('sanity')
     held = stores['gland'].val
     some, shuffled = [held[i][0] for i in range(0, len(held), max(len(held) // 48, 1))], stores['gland']
     again = classifier(root, 'gland_again', stores['gland'], seed=1)
     if not (root/'permuted.lmdb').exists():
         pics, labels = zip(*(shuffled[i] for i in range(len(shuffled))))
-        store(root, 'permuted', pics, np.random.default_rng(0).permutation(labels), a.size)
+        store(root, 'permuted', pics, np.random.default_rng(0).permutation(labels), SIZE)
     permuted = classifier(root, 'permuted', TileStore(root/'permuted.lmdb'))
     for name, other in dict(trained_again=again, other_cause=clfs['stain'], permuted_labels=permuted, permuted_weights=randomised(clfs['gland'])).items():
         try: out['sanity'][name] = _plain(edit_similarity(ex, some, None, other).record)
@@ -93,7 +100,7 @@ def main():
         print(table.table())
     out['seconds'] = round(time.time() - begin)
     if a.out: write_json(a.out, out)
-    print(json.dumps({k: out[k] for k in ('accuracy', 'failed', 'seconds')} | {'moved': {r['classifier']: round(r['value'], 3) for r in out['audits'] if r['metric'] == r['cause'] and r['class'].startswith('explanation')}}))
+    print(json.dumps({k: out[k] for k in ('accuracy', 'failed', 'seconds')} | {'moved': {f"{r['classifier']}, {r['method']}": round(r['value'], 3) for r in out['audits'] if r['metric'] == r['cause'] and r['class'].startswith('explanation')}}))
 
 
 if __name__ == '__main__': main()

@@ -69,8 +69,9 @@ def main():
         oracle=None if oracle is None else described(oracle, clf or ex.classifier),
         skipped=table.skipped, figures=[{k: v for k, v in _plain(m.record).items() if k in ('metric', 'class', 'value', 'interval', 'reasons', 'n', 'n_finite', 'sd', 'batch')} for m in table])
     if oracle is not None:
-        out['risk'] = {m: {'holds in other views': curve(table, m, table.values('p_views', m))} for m in table.pairs}
-        for m in table.pairs:
+        answered = [m for m in table.pairs if table.pairs[m].found.any()]
+        out['risk'] = {m: {'holds in other views': curve(table, m, table.values('p_views', m))} for m in answered}
+        for m in answered:
             if (s := table.pairs[m].step) is not None and np.isfinite(s).any(): out['risk'][m]['small edit'] = curve(table, m, -s)
     if a.shortcuts:
         out['shortcuts'] = {}

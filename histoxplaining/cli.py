@@ -250,6 +250,7 @@ def hx_explain(
     frames:int=12,          # pictures of each path in the report
     cards:int=24,           # cases shown in the report; all are counted
     hold:str='stain',       # what the edit must leave alone; 'none' to audit a classifier
+    views:int=1,            # up to 8: p must hold for the mean of so many orientations too
     device:str='cpu',
 ):
     "Explain decisions: counterfactuals of pictures, judged as uint8, with a self-contained HTML report."
@@ -259,12 +260,12 @@ def hx_explain(
         holds = () if hold == 'none' else tuple(hold.split(','))
         _, sources, targets = decisions(ex, to_uint8(as_batch(imgs, ex.size)[0]), target)
         for s, t in sorted({(s, t) for s, t in zip(sources, targets) if s != t}): class_direction(ex, s, t, holds)   # the model's cost, not a picture's
-        cfs = explain(ex, imgs, target, p=p, hold=holds)
+        cfs = explain(ex, imgs, target, p=p, hold=holds, views=views)
         for c, name in zip(cfs, names): c.name = str(name)
         s = summarise(cfs)
         shown = _spread(cfs, max(cards, 1))
         if frames > 1: shown = [replace(c, **{k: getattr(f, k) for k in ('frames', 'frame_steps', 'frame_p')}) for c, f in
-                            zip(shown, explain(ex, np.stack([c.original for c in shown]), target, p=p, hold=holds, frames=frames))]
+                            zip(shown, explain(ex, np.stack([c.original for c in shown]), target, p=p, hold=holds, frames=frames, views=views))]
         write_report(cfs, out, cards=shown, title='What would have to look different?', summary={
             'model': f"{ex.card['name']}, {ex.card['arch']}, {ex.size} px, {ex.card['nimg'] / 1000:.1f} thousand images", 'classes': ', '.join(ex.classes),
             'explained': f"{s['n']} pictures, {len(shown)} of them shown", 'flipped': f"{s['flipped']} of {s['n']} to p ≥ {p:g}", 'held': ', '.join(holds) or 'nothing'})

@@ -216,6 +216,20 @@ def test_carry_starts_from_the_tile(toy, pink):
     with pytest.raises(HxError, match='carry'): explain(toy, seeds=[1], target='blue', carry=True)
 
 
+def test_a_prototype_is_tissue_that_exists(toy, pink):
+    "The step ends at an encoded tile of the target at the latest, and without one there is a reason."
+    from histoxplaining.ways import prototype
+    w, _ = toy.encode(pink)
+    for e in prototype(toy, w, None, 0, 1, hold=(), k=3):
+        ends = w[:, 0] + torch.from_numpy(e.reach)[:, None] * e.w[:, 0]
+        assert torch.cdist(ends, toy.reference.w, compute_mode='donot_use_mm_for_euclid_dist').amin(1).max() < 1e-4
+    for c in explain(toy, pink, 'blue', method='prototype', hold=()): assert c.success and c.p >= .9 and 'tile' in c.along
+    with pytest.raises(HxError, match="not 's'"): explain(toy, pink, 'blue', method='prototype', space='s', hold=())
+    with pytest.raises(HxError, match='no layout code'): explain(toy, pink, 'blue', method='prototype', space='w+layout', hold=())
+    [c] = explain(toy, pink[:1], 'blue', method='prototype', p=1 - 1e-12, hold=())
+    assert not c.success and 'of no reference tile' in c.reason
+
+
 def test_methods_have_one_signature():
     import inspect
     want = ['explainer', 'w', 'feat', 'source', 'target', 'p', 'hold', 'classifier', 'space', 'seed']
