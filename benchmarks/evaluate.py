@@ -49,6 +49,7 @@ def main():
     p.add_argument('--ask', type=float, help='p that is asked for; default: 0.9. Flips are counted from 0.9')
     p.add_argument('--views', type=int, default=1, help='dihedral views in whose mean p must hold too')
     p.add_argument('--hold', default='stain', help="comma-separated; '' holds nothing")
+    p.add_argument('--space', default='w', help="'w', 's' or 'w+layout'")
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out')
     a = p.parse_args()
@@ -62,10 +63,10 @@ def main():
     oracle = Classifier.load(a.oracle) if a.oracle else None
     say = lambda name: print(f'[{time.time() - begin:4.0f} s] {name}', flush=True)
     table = evaluate(ex, methods=a.methods and a.methods.split(','), controls=[c for c in a.controls.split(',') if c], n=a.n, classifier=clf, oracle=oracle, store=store,
-        steps=a.steps, alternatives=a.alternatives, views=a.views, ask=a.ask, hold=tuple(h for h in a.hold.split(',') if h), seed=a.seed, callback=say)
+        steps=a.steps, alternatives=a.alternatives, views=a.views, space=a.space, ask=a.ask, hold=tuple(h for h in a.hold.split(',') if h), seed=a.seed, callback=say)
     for name, why in table.skipped.items(): print(f'{name}: {why}')
     print(table.table())
-    out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size, fingerprint=fingerprint(ex.G)), classes=list(ex.classes), n=a.n, ask=a.ask or .9, hold=a.hold, views=a.views, seed=a.seed, threads=1,
+    out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size, fingerprint=fingerprint(ex.G)), classes=list(ex.classes), n=a.n, ask=a.ask or .9, hold=a.hold, space=a.space, views=a.views, seed=a.seed, threads=1,
         oracle=None if oracle is None else described(oracle, clf or ex.classifier),
         skipped=table.skipped, figures=[{k: v for k, v in _plain(m.record).items() if k in ('metric', 'class', 'value', 'interval', 'reasons', 'n', 'n_finite', 'sd', 'batch')} for m in table])
     if oracle is not None:

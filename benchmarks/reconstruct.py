@@ -22,7 +22,7 @@ def main():
     p.add_argument('--model', required=True)
     p.add_argument('--store', help="tile store; default: the model's")
     p.add_argument('--n', type=int, default=200, help='held-out tiles')
-    p.add_argument('--refine', default='20,100')
+    p.add_argument('--refine', default='20,100', help="steps; '' for none")
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out')
     a = p.parse_args()
@@ -52,7 +52,7 @@ def main():
     size = w[0].numel() if (w[:, :1] != w).any() else w.shape[-1]
     row('w only', render(w, None), took, size)
     if feat is not None: row('w + layout', render(w, feat), took, size + feat[0].numel())
-    for k in map(int, a.refine.split(',')):
+    for k in (int(v) for v in a.refine.split(',') if v):
         begin = time.perf_counter()
         better = [refine(ex, x[i:i + 32], w[i:i + 32], None if feat is None else feat[i:i + 32], k) for i in range(0, len(x), 32)]
         took_k = took + (time.perf_counter() - begin) / len(x)

@@ -480,6 +480,7 @@ def evaluate(
     ask:float|None=None,     # p that methods and controls are asked for; default: p
     alternatives:int=1,      # per picture; from 2 on, their diversity is measured
     views:int=1,             # as for `explain`
+    space:str='w',           # as for `explain`
     hold=('stain',),         # as for `explain`
     classifier=None,         # explain another classifier than the model's own
     oracle=None,             # another classifier, for agreement
@@ -516,7 +517,7 @@ def evaluate(
         out.pairs[found.name] = found
         out.extend(measure(found, clf, **kw))
     for m in names:
-        opts = dict(target=target, p=q.p, method=m, hold=hold, classifier=classifier, seed=seed, views=views) | ({'n': alternatives} if alternatives > 1 else {})
+        opts = dict(target=target, p=q.p, method=m, hold=hold, classifier=classifier, seed=seed, views=views, space=space) | ({'n': alternatives} if alternatives > 1 else {})
         column(m, lambda: as_pairs(explain(explainer, pics, **opts), m))
         if q.step is None and m in out.pairs: q.step = out.pairs[m].step
         if latencies and m in out.pairs: out.extend(latency(explainer, pics, **opts))
