@@ -250,7 +250,8 @@ class Live:
             for k in self.CURVES:
                 rows = [r for r in self.rows if k in r]
                 if rows: ax[0].plot([r['nimg'] / 1000 for r in rows], [r[k] for r in rows], label=k)
-            ax[0].set_xlabel('kimg'); ax[0].set_yscale('log'); ax[0].legend(ncol=2, fontsize=6)
+            ax[0].set_xlabel('kimg'); ax[0].set_yscale('log')
+            if ax[0].lines: ax[0].legend(ncol=2, fontsize=6)
             if grids: ax[1].imshow(np.asarray(Image.open(grids[-1])), interpolation='nearest')
             ax[1].axis('off')
             f = io.BytesIO()
