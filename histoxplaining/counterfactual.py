@@ -13,10 +13,10 @@ import numpy as np, torch
 import torch.nn.functional as F
 from .files import DataError, HxError
 from .features import LPIPS
-from .images import dihedral, from_uint8, hed, optical_density, to_uint8
+from .images import from_uint8, hed, optical_density, to_uint8
 from .explainer import Explainer, as_batch
 from .latents import NoDirection
-from .ways import Edit, along, crossing, edge, log_odds, methods, moved, search
+from .ways import Edit, along, crossing, edge, in_views, log_odds, methods, moved, search
 from .ways import direction, gradient, sefa
 from .carry import carry_detail, refine as refined
 
@@ -74,11 +74,6 @@ class Counterfactual:
         return f'Counterfactual({self.name}: {self.source} to {self.target}, {what})'
 
 # %% ../nbs/16_counterfactual.ipynb #8342ddbf
-@torch.no_grad()
-def _logits(explainer, pictures, classifier, batch=128):
-    "Logits `[N, C]` of uint8 pictures."
-    return torch.cat([explainer.classify(from_uint8(pictures[i:i + batch]), classifier).cpu() for i in range(0, len(pictures), batch)])
-
 def decisions(
     explainer:Explainer,
     pictures:np.ndarray,   # uint8 [N, H, W, 3]
@@ -109,7 +104,7 @@ def _missed(cf, found):
     best = max(found, key=lambda f: (f.edit.reach[0] > 1e-3, max(v[1] for v in f.seen)))
     top, reach = 1 / (1 + np.exp(-max(v[1] for v in best.seen))), float(best.edit.reach[0])
     if reach < 1e-3: return best, 'the edit would leave the encoded tissue at once: the code lies at its limit'
-    return best, f'p({cf.target}) stays below {cf.p_asked:g} within {reach:.3g} s.d. (it reaches {top:.2f})'
+    return best, f'p({cf.target}) stays below {cf.p_asked:.10g} (it reaches {top:.3g} within {reach:.3g} s.d.)'
 
 def _answer(cf, found, job, j, frames):
     "Fill in a result: the found ray, or the best of those that failed."
@@ -122,7 +117,7 @@ def _answer(cf, found, job, j, frames):
     if cf.success:
         cf.step, cf.counterfactual = last, best.hit[2]
         cf.p = float(job.probabilities(best.hit[2][None])[0, job.target])
-        if job.views > 1: cf.p_views = float(np.mean([job.probabilities(np.ascontiguousarray(dihedral(torch.from_numpy(best.hit[2]).movedim(-1, 0), k).movedim(0, -1).numpy())[None])[0, job.target] for k in range(job.views)]))
+        if job.views > 1: cf.p_views = float((in_views(job.explainer, best.hit[2][None], job.classifier, job.views) / job.temperature).softmax(2).mean(0)[0, job.target])
         _change(cf)
     if best.edit.w is not None: cf.w = (cf.w[:1] + np.float32([[0], [last]]) * best.edit.w[0].mean(0).cpu().numpy())
     if cf.carried and cf.success: cf.ghosting = float(job.finish(job.render(j, best.edit, [last]), [j], True)[2])
@@ -137,6 +132,9 @@ def _answer(cf, found, job, j, frames):
 class _Job:
     "Pictures of one class that are to become another: codes, pictures and the classifier that judges."
     explainer:Explainer; w:torch.Tensor; feat:torch.Tensor|None; recon:np.ndarray; originals:np.ndarray|None; source:int; target:int; classifier:object; carry:bool; logits:torch.Tensor; views:int=1
+
+    @property
+    def temperature(self): return (self.classifier or self.explainer.classifier).temperature
 
     def probabilities(self, pics): return self.explainer.probabilities(pics, self.classifier)
 
@@ -161,7 +159,7 @@ class _Job:
         low = max(size // 8, (self.explainer.G.feat_shape or (0, 0))[1]) if size >= 128 else None   # below that the small picture saves nothing
         feat = None if self.feat is None else self.feat[idx]
         for e in edits:
-            odds = log_odds(self.logits[idx], self.target, (self.classifier or self.explainer.classifier).temperature)
+            odds = log_odds(self.logits[idx], self.target, self.temperature)
             seen = search(self.explainer, self.w[idx], feat, e, start[idx], self.target, p, self.classifier, scan, odds, low if low != size else None, lambda img, k: self.finish(img, [idx[i] for i in k]), views=self.views)
             for k, s in enumerate(seen): out[k].append(_Found(method, e.pick([k]), s, crossing(s, p)))
         return out
@@ -343,9 +341,9 @@ def explain(
     start = time.perf_counter()
     names, originals, w, feat = _inputs(explainer, images, seeds, refine, classifier)
     recon = _render(explainer, w, feat)
-    logits = _logits(explainer, recon, classifier)
+    logits = explainer.logits(recon, classifier)
     p_recon = (logits / (classifier or explainer.classifier).temperature).softmax(1)
-    if carry: logits = _logits(explainer, originals, classifier)
+    if carry: logits = explainer.logits(originals, classifier)
     p_orig, sources, targets = decisions(explainer, recon if originals is None else originals, target, classifier)
     middle = w.mean(1)
     distance, limit = explainer.reference.distance(middle).tolist(), edge(explainer)

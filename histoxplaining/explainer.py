@@ -200,10 +200,13 @@ class Explainer:
         return logits
 
     @torch.no_grad()
+    def logits(self, pictures, classifier=None):
+        "Logits `[N, C]` of uint8 pictures `[N, H, W, 3]`, the way they would be read from disk."
+        return torch.cat([self.classify(from_uint8(b), classifier).cpu() for b in np.array_split(pictures, max(1, len(pictures) // 128))])
+
     def probabilities(self, pictures, classifier=None):
         "Calibrated class probabilities `[N, C]` of uint8 pictures `[N, H, W, 3]`, the way they would be read from disk."
-        clf = classifier or self._need(self.classifier, 'classifier; pass one as classifier=')
-        return torch.cat([(self.classify(from_uint8(b), clf) / clf.temperature).softmax(1).cpu() for b in np.array_split(pictures, max(1, len(pictures) // 128))])
+        return (self.logits(pictures, classifier) / (classifier or self.classifier).temperature).softmax(1)
 
     def class_index(self, name):
         "Index of a class given by name or index. Raises `HxError` that lists the classes."

@@ -353,6 +353,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
 
     def tell(row):
         "Put a line into the log, to the callback and on the console; alarms in words."
+        if not lead: return
         with _disk(run): run.log(row)
         if callback: callback(row)
         if live: live(row)
@@ -388,9 +389,6 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
         pending.clear()
         return new_batches()
 
-    def tell_all(row):
-        if lead: tell(row)
-
     def judged():
         "Name what was not finite in the steps since the last time. Gives the row to log when the guard wants to go back."
         for before, terms, left_out in pending:
@@ -399,7 +397,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
             row = dict(not_finite=names, left_out=bad, after=before, action=st.guard.judge(before, names))
             say(f"{', '.join(names)} not finite after {before} images: {'the step was left out' if row['action'] == 'skip' else 'too often; back to the newest checkpoint, at half the learning rate'}")
             if row['action'] == 'rollback': return row
-            tell_all(dict(nimg=st.nimg) | row)
+            tell(dict(nimg=st.nimg) | row)
         pending.clear()
 
     if lead and st.nimg == 0: save()
@@ -429,7 +427,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
                 todo = judged()
                 if todo:
                     batches = back(.5)
-                    tell_all(todo | dict(nimg=st.nimg))
+                    tell(todo | dict(nimg=st.nimg))
                     continue
             stop = (wish.name or 'a signal') if highest(bool(wish.name)) else ''
             if due(cfg.log_kimg) or st.nimg >= end or stop:
@@ -438,7 +436,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
                 if cfg.device != 'cpu': row['peak_mb'] = torch.cuda.max_memory_allocated() / 2**20
                 st.seconds, t0 = row['seconds'], now
                 signs = {k: row[k] for k in ('sign_real', 'sign_fake', 'proj_real', 'proj_fake') if k in row}
-                tell_all(row)
+                tell(row)
                 line = f"{st.nimg / 1000:8.2f} kimg  " + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if k not in ('nimg', 'seconds'))
                 if bar is None: say(line)
                 else: bar.comment = line
@@ -449,7 +447,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
                 if highest(int(enough)): stop = 'no better pictures for a while'
                 t0 += time.time() - tick                # pictures and checkpoints are not counted as training time
     if stop:
-        tell_all(dict(nimg=st.nimg, stopped=stop))
+        tell(dict(nimg=st.nimg, stopped=stop))
         say(f'stopped ({stop}) at {st.nimg / 1000:.2f} kimg; everything is saved: continue with --ckpt {run.path}')
     return run
 
