@@ -1,6 +1,6 @@
 """Explanations against known causes: one model of procedural tissue in which glands and stain vary independently, three classifiers that learnt different things from it.
 
-    python benchmarks/audit.py --work FOLDER [--tiles 3000] [--kimg 20] [--n 100] [--methods direction,prototype+layout] [--p 0.9999] [--out FILE.json]
+    python benchmarks/audit.py --work FOLDER [--tiles 3000] [--kimg 20] [--n 100] [--methods direction,prototype+layout] [--p 0.9999] [--hold stain] [--seed 0] [--out FILE.json]
 
 `gland` learns from labels that glands decide, `stain` from labels that stain decides, `both` from tissue in which the two agree at correlation 0.9: what that one looks at is not told, it is measured (by rendering the
 same tiles with one of them changed). Sanity: an edit for a classifier with permuted weights or permuted labels beside one for a classifier trained again from another seed. What exists in --work is kept, so that an
@@ -45,7 +45,7 @@ def main():
     p.add_argument('--tiles', type=int, default=3000)
     p.add_argument('--kimg', type=float, default=20)
     p.add_argument('--p', type=float, default=.9999, help='asked: about what the classifiers say of a typical tile of the class')
-    p.add_argument('--views', type=int, default=1)
+    p.add_argument('--hold', default='', help='comma-separated; default: nothing')
     p.add_argument('--n', type=int, default=100, help='fresh tiles to explain')
     p.add_argument('--methods', default='direction,gradient+layout,prototype+layout')
     p.add_argument('--seed', type=int, default=0)
@@ -72,12 +72,12 @@ def main():
     ex = Explainer.from_run(run)
     say('reader')
     reader = accustomed(ex)
-    out = dict(tiles=a.tiles, size=SIZE, nimg=ex.card['nimg'], n=a.n, accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, audits=[], failed={}, sanity={}, shortcuts=[])
+    out = dict(tiles=a.tiles, size=SIZE, p=a.p, hold=a.hold, seed=a.seed, nimg=ex.card['nimg'], n=a.n, accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, audits=[], failed={}, sanity={}, shortcuts=[])
     for m in a.methods.split(','):
         name, _, layout = m.partition('+')
         for k, clf in clfs.items():
             say(f'{m}, {k}')
-            try: table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n, method=name, space='w+layout' if layout else 'w', p=a.p, views=a.views, reader=reader, factors=True, seed=1000 + a.seed)
+            try: table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n, method=name, space='w+layout' if layout else 'w', p=a.p, hold=tuple(h for h in a.hold.split(',') if h), reader=reader, factors=True, seed=1000 + a.seed)
             except HxError as e: out['failed'][f'{m}, {k}'] = str(e); print(e); continue
             print(table.table())
             out['audits'] += [dict(method=m, classifier=k, **{x: _plain(r.record).get(x) for x in ('metric', 'class', 'value', 'interval', 'verdict', 'answered', 'cause', 'p', 'reader_r')}) for r in table]

@@ -57,7 +57,7 @@ def main():
         better = [refine(ex, x[i:i + 32], w[i:i + 32], None if feat is None else feat[i:i + 32], k) for i in range(0, len(x), 32)]
         took_k = took + (time.perf_counter() - begin) / len(x)
         row(f'refine {k}', render(torch.cat([b[0] for b in better]), None if feat is None else torch.cat([b[1] for b in better])), took_k, w[0].numel() + (0 if feat is None else feat[0].numel()))
-    found = {}
+    found, _ = {}, explain(ex, tiles[:32])                                # the model's directions, once
     for name, kw in (('edited', {}), ('edited, carried', dict(carry=True))):
         begin = time.perf_counter()
         cfs = explain(ex, tiles, **kw)
