@@ -3,21 +3,21 @@
     python benchmarks/audit.py --work FOLDER [--tiles 3000] [--kimg 20] [--n 100] [--methods direction,prototype+layout] [--p 0.9999] [--hold stain] [--seed 0] [--out FILE.json]
 
 `gland` learns from labels that glands decide, `stain` from labels that stain decides, `both` from tissue in which the two agree at correlation 0.9: what that one looks at is not told, it is measured (by rendering the
-same tiles with one of them changed). Sanity: an edit for a classifier with permuted weights or permuted labels beside one for a classifier trained again from another seed. What exists in --work is kept, so that an
+same tiles with one of them changed). Sanity: an edit for a classifier with permuted weights or permuted labels (five permutations) beside one for a classifier trained again from another seed. What exists in --work is kept, so that an
 interrupted run goes on. The model starts from `colon-64`, which has learnt to draw tissue, and the factor reader is accustomed to its hand. `+layout` after a method's name lets it move the layout code too. Prints the tables, and as the last line one JSON object."""
 import argparse, json, time
 from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
 
-from histoxplaining.audit import accustomed, audit, edit_similarity, randomised, shortcut_report
+from histoxplaining.audit import GROUPS, accustomed, audit, edit_similarity, mirrored, movements, randomised, shortcut_report
 from histoxplaining.checkpoints import RunDir
 from histoxplaining.classifier import Classifier, train_classifier
 from histoxplaining.explainer import Explainer
 from histoxplaining.files import HxError, write_json
-from histoxplaining.images import write_png
+from histoxplaining.images import from_uint8, to_uint8, write_png
 from histoxplaining.metrics import _plain
-from histoxplaining.synthetic import CLASSES, FACTORS, synthetic_tiles
+from histoxplaining.synthetic import CLASSES, FACTORS, draw_factors, relative_factors, render, synthetic_tiles
 from histoxplaining.tiles import TileStore
 from histoxplaining.training import TrainConfig, train
 
@@ -37,6 +37,18 @@ def classifier(root, name, tiles, seed=0):
     path = root/f'{name}.safetensors'
     if not path.exists(): train_classifier(tiles, arch='tf_efficientnet_lite0@16', epochs=3, seed=seed).save(path)
     return Classifier.load(path)
+
+
+@torch.no_grad()
+def crosstalk(ex, reader, n, seed=7):
+    "What the reader reads, in deviations, of tissue of which one group of factors alone was mirrored: movement of every factor, towards the class that the group went to."
+    drawn = [f for _, f in (draw_factors(seed, i, 'both', 0.) for i in range(n))]
+    made = lambda names: np.concatenate([to_uint8(ex.reconstruct(np.stack([render(mirrored(f, names), ex.size, seed, i + k) for k, f in enumerate(drawn[i:i + 64])]))) for i in range(0, n, 64)])
+    before, sign = made(()), torch.tensor([float(f.tumour) for f in FACTORS.values()])
+    spread = torch.cat([reader(x) for x in from_uint8(before).split(64)])
+    known = relative_factors({k: np.array([f[k] for f in drawn], np.float32) for k in FACTORS}) * sign
+    towards = {g: -(known[:, [list(FACTORS).index(k) for k in names]].mean(1) - (sign[[list(FACTORS).index(k) for k in names]] / 2).mean()).sign() for g, names in GROUPS.items()}
+    return {g: {k: round(float(v.mean()), 3) for k, v in movements(before, made(names), towards[g], spread, GROUPS | {k: (k,) for k in FACTORS}, reader).items()} for g, names in GROUPS.items()}
 
 
 def main():
@@ -70,17 +82,19 @@ def main():
         cfg = TrainConfig(data=str(root/'gland.lmdb'), init=str(files('histoxplaining')/'models'/'colon-64'), kimg=a.kimg, ae_kimg=.4 * a.kimg, warm_kimg=2, snap_kimg=2, kl_ramp=.25, feat_swap=.25, l1_weight=2.)
         train(cfg, run, clfs['gland'], ckpt=run if done else None)
     ex = Explainer.from_run(run)
+    ex.refer(stores['gland'].train, len(stores['gland']))
     say('reader')
     reader = accustomed(ex)
-    out = dict(tiles=a.tiles, size=SIZE, p=a.p, hold=a.hold, seed=a.seed, nimg=ex.card['nimg'], n=a.n, accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, audits=[], failed={}, sanity={}, shortcuts=[])
-    for m in a.methods.split(','):
+    out = dict(tiles=a.tiles, size=SIZE, p=a.p, hold=a.hold, seed=a.seed, nimg=ex.card['nimg'], n=a.n, accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, crosstalk=crosstalk(ex, reader, a.n), audits=[], failed={}, sanity={}, shortcuts=[])
+    print('read where only ... is changed:', {g: {k: v for k, v in moved.items() if k in GROUPS or abs(v) > .3} for g, moved in out['crosstalk'].items()})
+    for m in filter(None, a.methods.split(',')):
         name, _, layout = m.partition('+')
         for k, clf in clfs.items():
             say(f'{m}, {k}')
             try: table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n, method=name, space='w+layout' if layout else 'w', p=a.p, hold=tuple(h for h in a.hold.split(',') if h), reader=reader, factors=True, seed=1000 + a.seed)
             except HxError as e: out['failed'][f'{m}, {k}'] = str(e); print(e); continue
             print(table.table())
-            out['audits'] += [dict(method=m, classifier=k, **{x: _plain(r.record).get(x) for x in ('metric', 'class', 'value', 'interval', 'verdict', 'answered', 'cause', 'p', 'reader_r')}) for r in table]
+            out['audits'] += [dict(method=m, classifier=k, **{x: _plain(r.record).get(x) for x in ('metric', 'class', 'value', 'interval', 'verdict', 'answered', 'cause', 'p', 'reader_r', 'unread')}) for r in table]
     say('sanity')
     held = stores['gland'].val
     some, shuffled = [held[i][0] for i in range(0, len(held), max(len(held) // 48, 1))], stores['gland']
@@ -89,9 +103,12 @@ def main():
         pics, labels = zip(*(shuffled[i] for i in range(len(shuffled))))
         store(root, 'permuted', pics, np.random.default_rng(0).permutation(labels), SIZE)
     permuted = classifier(root, 'permuted', TileStore(root/'permuted.lmdb'))
-    for name, other in dict(trained_again=again, other_cause=clfs['stain'], permuted_labels=permuted, permuted_weights=randomised(clfs['gland'])).items():
-        try: out['sanity'][name] = _plain(edit_similarity(ex, some, None, other).record)
-        except HxError as e: out['failed'][f'sanity, {name}'] = str(e)
+    for name, others in dict(trained_again=[again], other_cause=[clfs['stain']], permuted_labels=[permuted], permuted_weights=[randomised(clfs['gland'], k) for k in range(5)]).items():
+        found = []
+        for other in others:
+            try: found.append(edit_similarity(ex, some, None, other))
+            except HxError as e: out['failed'][f'sanity, {name}'] = str(e)
+        if found: out['sanity'][name] = _plain(found[0].record) | dict(value=float(np.mean(found)), each=[float(v) for v in found])
     print({k: round(v['value'], 3) for k, v in out['sanity'].items()})
     say('shortcuts')
     for k, clf in clfs.items():

@@ -1,7 +1,8 @@
 """The table of `evaluation.evaluate` for a trained model: every method and control, both directions, on held-out tiles.
 
-    python benchmarks/evaluate.py --model FOLDER [--store STORE] [--oracle FILE] [--classifier FILE] [--n 200] [--out FILE.json]
+    python benchmarks/evaluate.py --model FOLDER [--store STORE] [--oracle FILE] [--classifier FILE] [--n 200] [--layout prototype] [--demands] [--out FILE.json]
 
+Methods in --layout are asked to move the layout too, on a quarter of the tiles, and stand in the table as `NAME, with layout`. With --demands the first method is also asked for the smallest change (p = 0.9 in one view), and with nothing held.
 Prints the table, and as the last line one JSON object: the default method's figures and the seconds the whole took. The oracle is a classifier of another architecture
 (`evaluation.train_oracle`); with --train_oracle ARCH it is trained on the store's training tiles first and written to --oracle. With --out, the figures, the counts of reasons,
 and the risk-coverage curve are written as JSON that the notebook shows. --shortcuts NAME=FILE ... adds the shortcut report of further classifiers."""
@@ -24,6 +25,19 @@ def curve(table, name, score):
     c, r, area = risk_coverage(score, 1 - table.values('oracle_says_target', name))
     k = np.unique(np.linspace(0, len(c) - 1, 40).round().astype(int))
     return dict(coverage=c[k].round(4).tolist(), risk=r[k].round(4).tolist(), area=round(area, 4))
+
+
+def add(table, other, name):
+    "Put the one column of another evaluation into the table, under a name."
+    for m in other: m.record['class'] = name
+    table.extend(other)
+    table.skipped |= {name: why for why in other.skipped.values()}
+    table.pairs |= {name: p for p in other.pairs.values()}
+
+
+def plain(results):
+    "Figures as JSON has them."
+    return [{k: v for k, v in _plain(m.record).items() if k in ('metric', 'class', 'value', 'interval', 'reasons', 'n', 'n_finite', 'sd', 'batch')} for m in results]
 
 
 def described(oracle, explained):
@@ -50,6 +64,8 @@ def main():
     p.add_argument('--views', type=int, default=1, help='dihedral views in whose mean p must hold too')
     p.add_argument('--hold', default='stain', help="comma-separated; '' holds nothing")
     p.add_argument('--space', default='w', help="'w', 's' or 'w+layout'")
+    p.add_argument('--layout', default='', help='comma-separated methods that are also asked with the layout, on a quarter of the tiles')
+    p.add_argument('--demands', action='store_true', help='what the demands cost the first method')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out')
     a = p.parse_args()
@@ -62,18 +78,24 @@ def main():
     if a.train_oracle and not Path(a.oracle).exists(): train_oracle(store, clf or ex.classifier, arch=a.train_oracle).save(a.oracle)
     oracle = Classifier.load(a.oracle) if a.oracle else None
     say = lambda name: print(f'[{time.time() - begin:4.0f} s] {name}', flush=True)
-    table = evaluate(ex, methods=a.methods and a.methods.split(','), controls=[c for c in a.controls.split(',') if c], n=a.n, classifier=clf, oracle=oracle, store=store,
-        steps=a.steps, alternatives=a.alternatives, views=a.views, space=a.space, ask=a.ask, hold=tuple(h for h in a.hold.split(',') if h), seed=a.seed, callback=say)
+    hold, methods = tuple(h for h in a.hold.split(',') if h), a.methods and a.methods.split(',')
+    asked = dict(classifier=clf, oracle=oracle, store=store, steps=a.steps, views=a.views, ask=a.ask, hold=hold, seed=a.seed, callback=say)
+    table = evaluate(ex, methods=methods, controls=[c for c in a.controls.split(',') if c], n=a.n, alternatives=a.alternatives, space=a.space, **asked)
+    for name in (m for m in a.layout.split(',') if m): add(table, evaluate(ex, methods=name, controls=[], n=a.n // 4, space='w+layout', **asked), f'{name}, with layout')
     for name, why in table.skipped.items(): print(f'{name}: {why}')
     print(table.table())
     out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size, fingerprint=fingerprint(ex.G)), classes=list(ex.classes), n=a.n, ask=a.ask or .9, hold=a.hold, space=a.space, views=a.views, seed=a.seed, threads=1,
         oracle=None if oracle is None else described(oracle, clf or ex.classifier),
-        skipped=table.skipped, figures=[{k: v for k, v in _plain(m.record).items() if k in ('metric', 'class', 'value', 'interval', 'reasons', 'n', 'n_finite', 'sd', 'batch')} for m in table])
+        skipped=table.skipped, figures=plain(table))
     if oracle is not None:
         answered = [m for m in table.pairs if table.pairs[m].found.any()]
         out['risk'] = {m: {'holds in other views': curve(table, m, table.values('p_views', m))} for m in answered}
         for m in answered:
             if (s := table.pairs[m].step) is not None and np.isfinite(s).any(): out['risk'][m]['small edit'] = curve(table, m, -s)
+    if a.demands:
+        first = methods[0] if methods else 'direction'
+        kinds = {'smallest': dict(ask=.9, views=1), 'nothing held': dict(hold=())}
+        out['others'] = {k: {**{n: v for n, v in (asked | kw).items() if n in ('ask', 'views', 'hold')}, 'figures': plain(evaluate(ex, methods=first, controls=[], n=a.n, space=a.space, **asked | kw))} for k, kw in kinds.items()}
     if a.shortcuts:
         out['shortcuts'] = {}
         for name, path in (v.split('=') for v in a.shortcuts):

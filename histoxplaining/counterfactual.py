@@ -116,8 +116,10 @@ def _answer(cf, found, job, j, frames):
     last = float(best.hit[0]) if cf.success else float(best.seen[-1][0])
     if cf.success:
         cf.step, cf.counterfactual = last, best.hit[2]
-        cf.p = float(job.probabilities(best.hit[2][None])[0, job.target])
-        if job.views > 1: cf.p_views = float((in_views(job.explainer, best.hit[2][None], job.classifier, job.views) / job.temperature).softmax(2).mean(0)[0, job.target])
+        cf.p = float(1 / (1 + np.exp(-best.hit[1])))              # of this picture, as it was looked at ...
+        if job.views > 1:                                         # ... where that was the lesser of two
+            cf.p = float(job.probabilities(best.hit[2][None])[0, job.target])
+            cf.p_views = float((in_views(job.explainer, best.hit[2][None], job.classifier, job.views) / job.temperature).softmax(2).mean(0)[0, job.target])
         _change(cf)
     if best.edit.w is not None: cf.w = (cf.w[:1] + np.float32([[0], [last]]) * best.edit.w[0].mean(0).cpu().numpy())
     if cf.carried and cf.success: cf.ghosting = float(job.finish(job.render(j, best.edit, [last]), [j], True)[2])

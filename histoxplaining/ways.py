@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
 from .files import CheckpointError, HxError, load_meta, load_tensors, progress, save_tensors, stream
-from .images import dihedral, from_uint8, resize_batch, to_uint8
+from .images import dihedral, from_uint8, hed, resize_batch, to_uint8
 from .layers import normalize_2nd_moment
 from .features import perceptual
+from .losses import texture_statistics
 from .latents import HOLDS, NoDirection, class_direction, conditional_direction, held_gradients, logit_difference
 from .latents import sefa as sefa_directions
 from .stylespace import attfind as attfind_directions
@@ -36,7 +37,7 @@ class Edit:
     curve:np.ndarray|None=None   # [k, 2] sizes and growth of the log-odds there, where it was measured: better than one slope
 
     @property
-    def space(self): return ('s' if self.s is not None else 'w') + ('+layout' if self.feat is not None else '')
+    def space(self): return '+'.join(k for k, v in dict(w=self.w, s=self.s, layout=self.feat).items() if v is not None)
 
     def pick(self, idx):
         "The rays of some of the codes."
@@ -319,6 +320,12 @@ def attfind_subset(explainer, w, feat, source, target, *, p=.9, hold=('stain',),
     return list(_as_rays(explainer, _channels(explainer, w, feat, source, target, hold, classifier, space, True), (5,), 'attfind subset'))
 
 # %% ../nbs/15_ways.ipynb #cfe97170
+@torch.no_grad()
+def _look(explainer, w, feat, batch=64):
+    "Texture statistics of haematoxylin, eosin and the rest in the pictures of codes: `[N, 15]`."
+    some = lambda v, i: None if v is None else v[i:i + batch].to(explainer.device)
+    return torch.cat([texture_statistics(hed(explainer.generate(some(w, i), some(feat, i)))) for i in range(0, len(w), batch)])
+
 def _convinced(explainer, target, p, classifier, batch=64):
     "Numbers of the reference tiles whose pictures the classifier gives to the target with p."
     key, ref = ('convinced', target, classifier), explainer.reference
@@ -327,24 +334,28 @@ def _convinced(explainer, target, p, classifier, batch=64):
         with torch.no_grad(): explainer.directions[key] = torch.cat([log_odds(explainer.classify(explainer.generate(some(ref.w, i), some(ref.feat, i)), classifier), target, (classifier or explainer.classifier).temperature).cpu() for i in range(0, len(ref.w), batch)])
     return (explainer.directions[key] >= math.log(p / (1 - p))).nonzero()[:, 0]
 
-def prototype(explainer, w, feat, source, target, *, p=.9, hold=('stain',), classifier=None, space='w', seed=0, k=4):
-    "Towards each of the k nearest encoded training tiles that the classifier gives to the target (nearest unlike neighbours: Brughmans et al. 2023; prototypes: Van Looveren & Klaise 2021)."
+def prototype(explainer, w, feat, source, target, *, p=.9, hold=('stain',), classifier=None, space='w', seed=0, k=12):
+    "Towards each of the k encoded training tiles that look most like this one among those that the classifier gives to the target (nearest unlike neighbours: Brughmans et al. 2023; prototypes: Van Looveren & Klaise 2021)."
     if space not in ('w', 'w+layout'): raise HxError(f"prototype: the codes of tiles are w and layout: use space='w' or 'w+layout', not '{space}'")
     if space == 'w+layout' and feat is None: raise HxError("space 'w+layout': this model has no layout code")
     ref, own = explainer.reference, _convinced(explainer, target, p, classifier)
     if not len(own): raise NoDirection(f'prototype: of no reference tile does the classifier say {explainer.classes[target]} with p = {p:g}')
-    root, R = ref.root.to(w), held_gradients(explainer, hold).to(w)
-    step = ref.whitened(ref.w[own].to(w))[None] - ref.whitened(w.mean(1))[:, None]                       # [N, m, d]
-    if R.shape[1]: Q = torch.linalg.qr(root.T @ R)[0]; step = step - step @ Q @ Q.T
-    far = step.norm(dim=2)
-    if space == 'w+layout':
-        unit = ref.feat.std((0, 2, 3)).to(w)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
-        far = (far.square() + torch.cdist((feat / unit).flatten(1), (ref.feat[own].to(w) / unit).flatten(1)).square()).sqrt()
-    edits, rows, rise = [], torch.arange(len(w), device=w.device), math.log(p / (1 - p)) + 4          # of the log-odds on the way there, roughly
-    for j, near in enumerate(far.topk(min(k, len(own)), largest=False)[1].T):
-        size = far[rows, near].clamp_min(1e-6)
-        layout = dict(feat=_times(ref.feat[own].to(w)[near] - feat, 1 / size)) if space == 'w+layout' else {}
-        edits.append(Edit(f'towards near tile {j + 1}', w=(_times(step[rows, near], 1 / size) @ root.T)[:, None], **layout, reach=size.cpu().numpy(), slope=(rise / size).cpu().numpy()))
+    if 'look' not in explainer.directions: explainer.directions['look'] = _look(explainer, ref.w, ref.feat)
+    looks, root, R = explainer.directions['look'], ref.root.to(w), held_gradients(explainer, hold).to(w)
+    sd = looks.std(0).clamp_min(1e-6)
+    near = torch.cdist(_look(explainer, w, feat) / sd, looks[own] / sd).topk(min(k, len(own)), largest=False)[1].cpu()   # [N, k]
+    Q = torch.linalg.qr(root.T @ R)[0] if R.shape[1] else R
+    unit = None if space == 'w' else ref.feat.std((0, 2, 3)).to(w)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
+    edits, rise = [], math.log(p / (1 - p)) + 4                                                       # of the log-odds on the way there, roughly
+    for j, tile in enumerate(own[near].T):
+        step = ref.whitened(ref.w[tile].to(w)) - ref.whitened(w.mean(1))
+        step = step - step @ Q @ Q.T
+        size, layout = step.norm(dim=1), {}
+        if unit is not None:
+            layout = dict(feat=ref.feat[tile].to(w) - feat)
+            size = (size.square() + (layout['feat'] / unit).flatten(1).square().sum(1)).sqrt()
+        size = size.clamp_min(1e-6)
+        edits.append(Edit(f'towards near tile {j + 1}', w=(_times(step, 1 / size) @ root.T)[:, None], **{n: _times(v, 1 / size) for n, v in layout.items()}, reach=size.cpu().numpy(), slope=(rise / size).cpu().numpy()))
     return edits
 
 # %% ../nbs/15_ways.ipynb #58018768

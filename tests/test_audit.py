@@ -75,3 +75,24 @@ def test_shortcut_report_of_three_classes():
 
 def test_an_audit_needs_procedural_tissue():
     with pytest.raises(HxError, match='benign, tumour; this one has healthy'): audit(SimpleNamespace(classes=('healthy', 'sick')))
+
+
+def test_a_factor_that_cannot_be_read_is_left_out_and_named(monkeypatch):
+    "A reader that reads brightness off the order of the tiles, and everything else from the truth."
+    import histoxplaining.audit as room
+    drawn = [draw_factors(1000, i, 'both', 0.) for i in range(24)]
+    truth = relative_factors({k: np.array([f[k] for _, f in drawn], np.float32) for k in FACTORS})
+    blind = truth.clone()
+    blind[:, list(FACTORS).index('brightness')] = torch.linspace(0, 1, 24)[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
+    seen = []
+    def reader(x):                                                            # before, then before and after, in the order of the tiles
+        seen.append(len(x))
+        return blind if len(seen) < 3 else blind + .5 * (torch.arange(12) == list(FACTORS).index('brightness'))
+    tile = np.full((32, 32, 3), 128, np.uint8)
+    found = [SimpleNamespace(success=True, reconstruction=tile, counterfactual=tile, target='tumour', reason='') for _ in drawn]
+    monkeypatch.setattr(room, 'explain', lambda *a, **k: found)
+    clf = Classifier(lambda x: torch.stack([0 * x[:, 0, 0, 0], 40 * (hed(x)[:, 1].mean([1, 2]) - .27)], 1), ('benign', 'tumour'), 32)
+    r = audit(SimpleNamespace(classes=('benign', 'tumour'), classifier=clf, size=32), 'stain', n=24, reader=reader, boots=50)
+    rest = r['rest', 'explanation moves (s.d.)']
+    assert rest.record['unread'] == ['brightness'] and rest.record['reader_r'] > .99
+    assert rest == pytest.approx(0, abs=1e-5) and not r['glands', 'explanation moves (s.d.)'].record['unread']     # its jump is not counted

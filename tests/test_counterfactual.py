@@ -5,7 +5,7 @@ from histoxplaining.carry import carry_detail
 from histoxplaining.counterfactual import diverse, effect, explain, summarise
 from histoxplaining.explainer import Explainer, Reference, as_batch
 from histoxplaining.files import HxError
-from histoxplaining.images import from_uint8, read_image, to_uint8, write_png
+from histoxplaining.images import from_uint8, hed, read_image, to_uint8, write_png
 from histoxplaining.latents import HOLDS, class_direction
 from histoxplaining.ways import crossing, log_odds, methods, next_size
 
@@ -218,12 +218,19 @@ def test_carry_starts_from_the_tile(toy, pink):
 
 def test_a_prototype_is_tissue_that_exists(toy, pink):
     "The step ends at an encoded tile of the target at the latest, and without one there is a reason."
+    from histoxplaining.losses import texture_statistics
     from histoxplaining.ways import prototype
     w, _ = toy.encode(pink)
     for e in prototype(toy, w, None, 0, 1, hold=(), k=3):
         ends = w[:, 0] + torch.from_numpy(e.reach)[:, None] * e.w[:, 0]
         assert torch.cdist(ends, toy.reference.w, compute_mode='donot_use_mm_for_euclid_dist').amin(1).max() < 1e-4
     for c in explain(toy, pink, 'blue', method='prototype', hold=()): assert c.success and c.p >= .9 and 'tile' in c.along
+    look = lambda w: texture_statistics(hed(toy.generate(w)))
+    says = toy.classify(toy.generate(toy.reference.w)).softmax(1)[:, 1] >= .9
+    sd, first = look(toy.reference.w).std(0).clamp_min(1e-6), prototype(toy, w, None, 0, 1, hold=(), k=1)[0]
+    alike = torch.cdist(look(w) / sd, look(toy.reference.w[says]) / sd).argmin(1)     # the tile of the target that looks most like it
+    ends = w[:, 0] + torch.from_numpy(first.reach)[:, None] * first.w[:, 0]
+    assert torch.allclose(ends, toy.reference.w[says][alike], atol=1e-4)
     with pytest.raises(HxError, match="not 's'"): explain(toy, pink, 'blue', method='prototype', space='s', hold=())
     with pytest.raises(HxError, match='no layout code'): explain(toy, pink, 'blue', method='prototype', space='w+layout', hold=())
     [c] = explain(toy, pink[:1], 'blue', method='prototype', p=1 - 1e-12, hold=())
