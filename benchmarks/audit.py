@@ -3,7 +3,7 @@
     python benchmarks/audit.py --work FOLDER [--tiles 3000] [--kimg 20] [--n 100] [--methods direction,prototype+layout] [--p 0.9999] [--hold stain] [--seed 0] [--out FILE.json]
 
 `gland` learns from labels that glands decide, `stain` from labels that stain decides, `both` from tissue in which the two agree at correlation 0.9: what that one looks at is not told, it is measured (by rendering the
-same tiles with one of them changed). Sanity: an edit for a classifier with permuted weights or permuted labels (five permutations) beside one for a classifier trained again from another seed. What exists in --work is kept, so that an
+same tiles with one of them changed). Sanity: an edit for a classifier with permuted labels or permuted weights (five times) beside one for a classifier trained again from another seed. What exists in --work is kept, so that an
 interrupted run goes on. The model starts from `colon-64`, which has learnt to draw tissue, and the factor reader is accustomed to its hand. `+layout` after a method's name lets it move the layout code too. Prints the tables, and as the last line one JSON object."""
 import argparse, json, time
 from importlib.resources import files
@@ -108,7 +108,7 @@ def main():
         for other in others:
             try: found.append(edit_similarity(ex, some, None, other))
             except HxError as e: out['failed'][f'sanity, {name}'] = str(e)
-        if found: out['sanity'][name] = _plain(found[0].record) | dict(value=float(np.mean(found)), each=[float(v) for v in found])
+        if found: out['sanity'][name] = {k: v for k, v in _plain(found[0].record).items() if k != 'interval'} | dict(value=float(np.mean(found)), each=[float(v) for v in found])
     print({k: round(v['value'], 3) for k, v in out['sanity'].items()})
     say('shortcuts')
     for k, clf in clfs.items():

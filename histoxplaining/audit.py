@@ -137,14 +137,15 @@ def audit(
     with torch.no_grad(): spread = torch.cat([reader(v) for v in seen.split(64)])
     known = relative_factors({k: np.array([f[k] for _, f in drawn], np.float32) for k in FACTORS})
     reads = lambda names: float(np.corrcoef(*(_towards(u)[:, [list(FACTORS).index(k) for k in names]].mean(1) for u in (spread, known)))[0, 1])
-    read = {k: tuple(n for n in names if reads((n,)) >= READABLE) or names for k, names in groups.items()}
+    unread = {n for n in FACTORS if reads((n,)) < READABLE}
+    read = {k: tuple(n for n in names if n not in unread) or names for k, names in groups.items()}
     moved = movements(np.stack([c.reconstruction for c in ok]), np.stack([c.counterfactual for c in ok]), [1 if c.target == 'tumour' else -1 for c in ok], spread, read, reader)
     main = {'gland': 'glands', 'stain': 'stain'}.get(cause, cause) or max(('glands', 'stain'), key=lambda k: truth[k, 'classifier reacts'])
     if main not in groups: raise HxError(f"cause '{cause}': expected gland or stain")
     out = Results(truth)
     for k, v in moved.items():
-        facts = dict(boots=boots, seed=seed, n=len(drawn), answered=len(ok) / len(drawn), cause=main, method=method, p=p, reader_r=reads(read[k]), unread=[n for n in groups[k] if n not in read[k]])
-        verdict = bool((v > 1).mean() >= .95) if k == main else bool(abs(v.mean()) < .25)
+        facts = dict(boots=boots, seed=seed, n=len(drawn), answered=len(ok) / len(drawn), cause=main, method=method, p=p, reader_r=reads(read[k]), unread=[n for n in groups[k] if n in unread])
+        verdict = None if unread.issuperset(groups[k]) else bool((v > 1).mean() >= .95) if k == main else bool(abs(v.mean()) < .25)
         out += [averaged(v, k, verdict=verdict, **{'class': 'explanation moves (s.d.)'}, **facts), averaged((v > 1).astype(float), k, **{'class': 'moved > 1 s.d.'}, **facts)]
     return out
 

@@ -225,7 +225,7 @@ class ResBlock(nn.Module):
         self.skip = Conv2d(in_channels, out_channels, 1, bias=False, down=2)
 
     def forward(self, x):
-        if self.first: x = self.fromrgb(x)
+        if self.first: x = precision(self.fromrgb(x), x.dtype == torch.float16)   # the picture's three channels do not say how wide the block is
         return self.skip(x, gain=.5**.5) + self.conv1(self.conv0(x), gain=.5**.5)
 
 class Epilogue(nn.Module):

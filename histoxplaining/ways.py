@@ -37,7 +37,7 @@ class Edit:
     curve:np.ndarray|None=None   # [k, 2] sizes and growth of the log-odds there, where it was measured: better than one slope
 
     @property
-    def space(self): return '+'.join(k for k, v in dict(w=self.w, s=self.s, layout=self.feat).items() if v is not None)
+    def space(self): return ('s' if self.s is not None else 'w') + ('+layout' if self.feat is not None else '')
 
     def pick(self, idx):
         "The rays of some of the codes."
@@ -346,9 +346,9 @@ def prototype(explainer, w, feat, source, target, *, p=.9, hold=('stain',), clas
     near = torch.cdist(_look(explainer, w, feat) / sd, looks[own] / sd).topk(min(k, len(own)), largest=False)[1].cpu()   # [N, k]
     Q = torch.linalg.qr(root.T @ R)[0] if R.shape[1] else R
     unit = None if space == 'w' else ref.feat.std((0, 2, 3)).to(w)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
-    edits, rise = [], math.log(p / (1 - p)) + 4                                                       # of the log-odds on the way there, roughly
+    edits, here, rise = [], ref.whitened(w.mean(1)), math.log(p / (1 - p)) + 4                        # of the log-odds on the way there, roughly
     for j, tile in enumerate(own[near].T):
-        step = ref.whitened(ref.w[tile].to(w)) - ref.whitened(w.mean(1))
+        step = ref.whitened(ref.w[tile].to(w)) - here
         step = step - step @ Q @ Q.T
         size, layout = step.norm(dim=1), {}
         if unit is not None:

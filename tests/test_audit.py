@@ -85,7 +85,7 @@ def test_a_factor_that_cannot_be_read_is_left_out_and_named(monkeypatch):
     blind = truth.clone()
     blind[:, list(FACTORS).index('brightness')] = torch.linspace(0, 1, 24)[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
     seen = []
-    def reader(x):                                                            # before, then before and after, in the order of the tiles
+    def reader(x):                                                            # the spread, then after, then before
         seen.append(len(x))
         return blind if len(seen) < 3 else blind + .5 * (torch.arange(12) == list(FACTORS).index('brightness'))
     tile = np.full((32, 32, 3), 128, np.uint8)
