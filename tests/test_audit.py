@@ -92,7 +92,9 @@ def test_a_factor_that_cannot_be_read_is_left_out_and_named(monkeypatch):
     found = [SimpleNamespace(success=True, reconstruction=tile, counterfactual=tile, target='tumour', reason='') for _ in drawn]
     monkeypatch.setattr(room, 'explain', lambda *a, **k: found)
     clf = Classifier(lambda x: torch.stack([0 * x[:, 0, 0, 0], 40 * (hed(x)[:, 1].mean([1, 2]) - .27)], 1), ('benign', 'tumour'), 32)
-    r = audit(SimpleNamespace(classes=('benign', 'tumour'), classifier=clf, size=32), 'stain', n=24, reader=reader, boots=50)
+    r = audit(SimpleNamespace(classes=('benign', 'tumour'), classifier=clf, size=32), 'stain', n=24, reader=reader, factors=True, boots=50)
     rest = r['rest', 'explanation moves (s.d.)']
     assert rest.record['unread'] == ['brightness'] and rest.record['reader_r'] > .99
     assert rest == pytest.approx(0, abs=1e-5) and not r['glands', 'explanation moves (s.d.)'].record['unread']     # its jump is not counted
+    alone = r['brightness', 'explanation moves (s.d.)'].record
+    assert alone['unread'] == ['brightness'] and alone['verdict'] is None      # nothing of the group is left to judge by
