@@ -22,7 +22,7 @@ def launch(n, tiny, out, cfg):
 
 
 def test_two_processes_train_as_one(tiny, tmp_path):
-    cfg = ALL | dict(kimg=.128, ae_kimg=.016, snap_kimg=.128, metrics_kimg=.128, batch=16, balance=True)
+    cfg = ALL | dict(kimg=.08, ae_kimg=.016, snap_kimg=.08, metrics_kimg=.08, batch=16, balance=True)
     runs = []
     for n in (1, 2):
         p = launch(n, tiny, tmp_path/str(n), cfg)
@@ -34,8 +34,8 @@ def test_two_processes_train_as_one(tiny, tmp_path):
     for group in ('nets', 'ema'):
         for k in one[group]:                                                                   # single weights with a gradient of about zero are moved by its sign, which is rounding
             a, b = (torch.cat([v.flatten().double() for _, v in flat(s[group][k]) if v.is_floating_point()]) for s in (one, two))
-            assert (a - b).norm() < 1e-2 * a.norm(), (group, k, ((a - b).norm() / a.norm()).item())
-    for k in one['norms']: assert abs(one['norms'][k] - two['norms'][k]) < .01 * one['norms'][k], k
+            assert (a - b).norm() < (1e-2 if k == 'P' else 1e-4) * a.norm(), (group, k, ((a - b).norm() / a.norm()).item())
+    for k in one['norms']: assert abs(one['norms'][k] - two['norms'][k]) < .03 * one['norms'][k], k
     first, second = ([r for r in run.read_log() if r.get('snapshot')][-1] for run in runs)
     assert first.keys() == second.keys() and 'kid/lite0' in first
     for k, v in first.items(): assert abs(v - second[k]) <= .06 * abs(v) + .06 if isinstance(v, float) else v == second[k], (k, v, second[k])
