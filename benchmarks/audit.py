@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
 
-from histoxplaining.audit import GROUPS, accustomed, audit, edit_similarity, mirrored, movements, randomised, shortcut_report
+from histoxplaining.audit import GROUPS, _towards, accustomed, audit, edit_similarity, mirrored, movements, randomised, shortcut_report
 from histoxplaining.checkpoints import RunDir
 from histoxplaining.classifier import Classifier, train_classifier
 from histoxplaining.explainer import Explainer
@@ -44,10 +44,10 @@ def crosstalk(ex, reader, n, seed=7):
     "What the reader reads, in deviations, of tissue of which one group of factors alone was mirrored: movement of every factor, towards the class that the group went to."
     drawn = [f for _, f in (draw_factors(seed, i, 'both', 0.) for i in range(n))]
     made = lambda names: np.concatenate([to_uint8(ex.reconstruct(np.stack([render(mirrored(f, names), ex.size, seed, i + k) for k, f in enumerate(drawn[i:i + 64])]))) for i in range(0, n, 64)])
-    before, sign = made(()), torch.tensor([float(f.tumour) for f in FACTORS.values()])
+    before = made(())
     spread = torch.cat([reader(x) for x in from_uint8(before).split(64)])
-    known = relative_factors({k: np.array([f[k] for f in drawn], np.float32) for k in FACTORS}) * sign
-    towards = {g: -(known[:, [list(FACTORS).index(k) for k in names]].mean(1) - (sign[[list(FACTORS).index(k) for k in names]] / 2).mean()).sign() for g, names in GROUPS.items()}
+    side = _towards(relative_factors({k: np.array([f[k] for f in drawn], np.float32) for k in FACTORS}) - .5)
+    towards = {g: -side[:, [list(FACTORS).index(k) for k in names]].mean(1).sign() for g, names in GROUPS.items()}
     return {g: {k: round(float(v.mean()), 3) for k, v in movements(before, made(names), towards[g], spread, GROUPS | {k: (k,) for k in FACTORS}, reader).items()} for g, names in GROUPS.items()}
 
 

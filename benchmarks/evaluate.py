@@ -12,8 +12,8 @@ import numpy as np, torch
 
 from histoxplaining.audit import shortcut_report
 from histoxplaining.classifier import Classifier
+from histoxplaining.counterfactual import methods as all_methods
 from histoxplaining.evaluation import CONTROLS, evaluate, risk_coverage, train_oracle
-from histoxplaining.counterfactual import methods as methods_known
 from histoxplaining.explainer import Explainer
 from histoxplaining.features import fingerprint
 from histoxplaining.files import write_json
@@ -81,7 +81,7 @@ def main():
     say = lambda name: print(f'[{time.time() - begin:4.0f} s] {name}', flush=True)
     hold, methods = tuple(h for h in a.hold.split(',') if h), a.methods and a.methods.split(',')
     layout = [m for m in a.layout.split(',') if m]
-    if unknown := [m for m in layout if m not in methods_known()]: raise SystemExit(f'--layout {unknown[0]}: expected some of {", ".join(methods_known())}')
+    if unknown := [m for m in layout if m not in all_methods()]: raise SystemExit(f'--layout {unknown[0]}: expected some of {", ".join(all_methods())}')
     asked = dict(classifier=clf, oracle=oracle, store=store, steps=a.steps, views=a.views, ask=a.ask or .9, hold=hold, seed=a.seed, callback=say)
     table = evaluate(ex, methods=methods, controls=[c for c in a.controls.split(',') if c], n=a.n, alternatives=a.alternatives, space=a.space, **asked)
     for name in layout: add(table, evaluate(ex, methods=name, controls=[], n=max(a.n // 4, 1), space='w+layout', **asked), f'{name}, with layout')

@@ -1,6 +1,6 @@
 """Training recipes at equal thousands of images: which adversary follows the autoencoder, and whether the autoencoder should come first.
 
-    python benchmarks/recipes.py STORE CLASSIFIER --work FOLDER [--ae_kimg 3] [--kimg 6] [--seeds 0,1] [--only NAME ...] [--out FILE.json]
+    python benchmarks/recipes.py STORE CLASSIFIER --work FOLDER [--ae_kimg 4] [--kimg 8] [--seeds 0,1] [--only NAME ...] [--out FILE.json]
 
 Every recipe sees `kimg` thousand tiles, with the same seed, store and classifier. Those that begin as an autoencoder share that part, and their adversary starts from its weights. Measured at the end:
 1,000 samples in other tiles' layouts against 1,000 training tiles in two feature spaces, per class too, held-out reconstructions, diversity, and the probe that tells encoded from mapped codes. What
@@ -39,8 +39,8 @@ def main():
     p.add_argument('store')
     p.add_argument('classifier')
     p.add_argument('--work', type=Path, required=True)
-    p.add_argument('--ae_kimg', type=float, default=3)
-    p.add_argument('--kimg', type=float, default=6)
+    p.add_argument('--ae_kimg', type=float, default=4)
+    p.add_argument('--kimg', type=float, default=8)
     p.add_argument('--seeds', default='0,1')
     p.add_argument('--only', nargs='+', default=list(RECIPES), choices=list(RECIPES))
     p.add_argument('--out')

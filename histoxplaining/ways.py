@@ -321,17 +321,21 @@ def attfind_subset(explainer, w, feat, source, target, *, p=.9, hold=('stain',),
 
 # %% ../nbs/15_ways.ipynb #cfe97170
 @torch.no_grad()
-def _look(explainer, w, feat, batch=64):
-    "Texture statistics of haematoxylin, eosin and the rest in the pictures of codes: `[N, 15]`."
+def _of_pictures(fn, explainer, w, feat, batch=64):
+    "What `fn` says of the pictures of codes, rendered in batches."
     some = lambda v, i: None if v is None else v[i:i + batch].to(explainer.device)
-    return torch.cat([texture_statistics(hed(explainer.generate(some(w, i), some(feat, i)))) for i in range(0, len(w), batch)])
+    return torch.cat([fn(explainer.generate(some(w, i), some(feat, i))) for i in range(0, len(w), batch)])
 
-def _convinced(explainer, target, p, classifier, batch=64):
+def _look(img):
+    "Texture statistics of haematoxylin, eosin and the rest: `[N, 15]`."
+    return texture_statistics(hed(img))
+
+def _convinced(explainer, target, p, classifier):
     "Numbers of the reference tiles whose pictures the classifier gives to the target with p."
     key, ref = ('convinced', target, classifier), explainer.reference
     if key not in explainer.directions:
-        some = lambda v, i: None if v is None else v[i:i + batch].to(explainer.device)
-        with torch.no_grad(): explainer.directions[key] = torch.cat([log_odds(explainer.classify(explainer.generate(some(ref.w, i), some(ref.feat, i)), classifier), target, (classifier or explainer.classifier).temperature).cpu() for i in range(0, len(ref.w), batch)])
+        says = lambda img: log_odds(explainer.classify(img, classifier), target, (classifier or explainer.classifier).temperature).cpu()
+        explainer.directions[key] = _of_pictures(says, explainer, ref.w, ref.feat)
     return (explainer.directions[key] >= math.log(p / (1 - p))).nonzero()[:, 0]
 
 def prototype(explainer, w, feat, source, target, *, p=.9, hold=('stain',), classifier=None, space='w', seed=0, k=12):
@@ -340,22 +344,19 @@ def prototype(explainer, w, feat, source, target, *, p=.9, hold=('stain',), clas
     if space == 'w+layout' and feat is None: raise HxError("space 'w+layout': this model has no layout code")
     ref, own = explainer.reference, _convinced(explainer, target, p, classifier)
     if not len(own): raise NoDirection(f'prototype: of no reference tile does the classifier say {explainer.classes[target]} with p = {p:g}')
-    if 'look' not in explainer.directions: explainer.directions['look'] = _look(explainer, ref.w, ref.feat)
+    if 'look' not in explainer.directions: explainer.directions['look'] = _of_pictures(_look, explainer, ref.w, ref.feat)
     looks, root, R = explainer.directions['look'], ref.root.to(w), held_gradients(explainer, hold).to(w)
     sd = looks.std(0).clamp_min(1e-6)
-    near = torch.cdist(_look(explainer, w, feat) / sd, looks[own] / sd).topk(min(k, len(own)), largest=False)[1].cpu()   # [N, k]
+    near = torch.cdist(_of_pictures(_look, explainer, w, feat) / sd, looks[own] / sd).topk(min(k, len(own)), largest=False)[1].cpu()   # [N, k]
     Q = torch.linalg.qr(root.T @ R)[0] if R.shape[1] else R
     unit = None if space == 'w' else ref.feat.std((0, 2, 3)).to(w)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
     edits, here, rise = [], ref.whitened(w.mean(1)), math.log(p / (1 - p)) + 4                        # of the log-odds on the way there, roughly
     for j, tile in enumerate(own[near].T):
         step = ref.whitened(ref.w[tile].to(w)) - here
         step = step - step @ Q @ Q.T
-        size, layout = step.norm(dim=1), {}
-        if unit is not None:
-            layout = dict(feat=ref.feat[tile].to(w) - feat)
-            size = (size.square() + (layout['feat'] / unit).flatten(1).square().sum(1)).sqrt()
-        size = size.clamp_min(1e-6)
-        edits.append(Edit(f'towards near tile {j + 1}', w=(_times(step, 1 / size) @ root.T)[:, None], **{n: _times(v, 1 / size) for n, v in layout.items()}, reach=size.cpu().numpy(), slope=(rise / size).cpu().numpy()))
+        layout = None if unit is None else ref.feat[tile].to(w) - feat
+        size = (step if layout is None else torch.cat([step, (layout / unit).flatten(1)], 1)).norm(dim=1).clamp_min(1e-6)
+        edits.append(Edit(f'towards near tile {j + 1}', w=(_times(step, 1 / size) @ root.T)[:, None], feat=None if layout is None else _times(layout, 1 / size), reach=size.cpu().numpy(), slope=(rise / size).cpu().numpy()))
     return edits
 
 # %% ../nbs/15_ways.ipynb #58018768
