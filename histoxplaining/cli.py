@@ -167,7 +167,7 @@ def hx_train(
     output_path:str=None,          # run folder; default: runs/NNN
     ckpt:str=None,                 # run folder or state file to continue from, with its whole state
     resume:str=None,               # the same as --ckpt
-    init:str=None,                 # start from the weights of a model folder, a lineage checkpoint or a StyleGAN2-ADA pickle
+    init:str=None,                 # start from the weights of a model folder (of this size, or of half of it to grow from), a lineage checkpoint or a StyleGAN2-ADA pickle
     classifier_ckpt:str=None,      # the classifier to explain (StyleEx, autoencoder)
     classifier_nof_classes:int=None, # checked against the classifier
     cgan:store_true=False,         # condition on classes (the default; see --uncond)
@@ -184,6 +184,7 @@ def hx_train(
     channel_max:int=None,          # limit of channels
     map_layers:int=None,           # depth of the mapping network
     feat_channels:int=None,        # channels of the layout code
+    feat_res:int=None,             # its side; grown from half the size: twice as fine
     freezed:int=None,              # finest resolutions of the plain discriminator that stay as they are
     lr:float=None,                 # of generator and discriminator
     r1_gamma:float=None,           # R1 weight

@@ -17,13 +17,14 @@ from .augment import AdaptiveP, Augment, light, random_view
 from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logistic, g_hinge, g_nonsaturating, path_length_penalty, path_lengths, r1_penalty, sliced_wasserstein, style_distance, texture_statistics)
 from .parallel import average, gather, places, world
 from .watch import Guard
+from .translator import Translator, told_class, translator_terms
 
 # %% ../nbs/13_step.ipynb #d5bd5f19
 @dataclass(frozen=True)
 class TrainConfig:
     "Every setting of a training run. `None` means: decided by `arch`, size or device in `resolve`."
     data:str = ''                  # tile store
-    arch:str = 'StyleEx'           # 'StyleEx', 'stylegan2' or 'autoencoder'
+    arch:str = 'StyleEx'           # 'StyleEx', 'stylegan2', 'autoencoder', or 'translator' (of the model that `init` names)
     disc:str|None = None           # 'stylegan2', 'projected' or 'both'; StyleEx: projected, stylegan2: stylegan2
     cgan:bool = True               # condition on classes
     cond:str|None = None           # ... on the classifier's calibrated probabilities ('classifier') or on 'labels'; StyleEx: classifier, stylegan2: labels
@@ -75,6 +76,13 @@ class TrainConfig:
     ada_kimg:float = 500           # ... and the thousand images in which its probability can go from 0 to 1
     pl_weight:float|None = None    # path length weight; 0: off. stylegan2: 2, else 0
     pl_every:int = 4               # lazy path length
+    t_lr:float = .0005             # of the translator
+    far:float = .06                # translator: weight of the perceptual distance at closeness 0 ...
+    near:float = .6                # ... and at closeness 1
+    flip_weight:float = .5         # translator: the classifier gives the wanted class; half of it where the discriminator is told the class
+    stain_weight:float = 10.       # translator: mean stains are held; 0 to audit a classifier
+    plane_weight:float = 3.        # translator: colours stay on the plane of the two stains
+    unlike_weight:float = .3       # translator: two draws for one tile are unlike each other
     ema_kimg:float|None = None     # half life of the moving averages; None: 10 batch / 32
     ema_ramp:float = .05           # ... or this share of the run so far, if shorter
     proj_res:int|None = None       # input side of the projected discriminator; None: twice the size
@@ -88,7 +96,7 @@ class TrainConfig:
     nan_budget:int = 10            # steps that may be left out within 16 thousand images because something was not finite
     device:str = 'auto'            # 'cpu', 'cuda', 'auto'
 
-ARCHS = ('StyleEx', 'stylegan2', 'autoencoder')
+ARCHS = ('StyleEx', 'stylegan2', 'autoencoder', 'translator')
 DISCS = ('stylegan2', 'projected', 'both')
 AUGS = ('ada', 'fixed', 'none')
 
@@ -106,14 +114,18 @@ def resolve(
     if cfg.aug is not None: _one_of('aug', cfg.aug, AUGS)
     if cfg.cond is not None: _one_of('cond', cfg.cond, ('classifier', 'labels'))
     if cfg.size not in (None, size): raise HxError(f'size {cfg.size}, but the tiles of {cfg.data} are {size} px: build a store of that size')
+    if cfg.arch == 'translator' and found is None and cfg.init is None: raise HxError('a translator belongs to a model: name its folder as init')
     if cfg.batch < 2: raise HxError(f'batch {cfg.batch}: expected 2 or more')
     if cfg.batch > 4 and cfg.batch % 4: raise HxError(f'batch {cfg.batch}: expected a multiple of 4 (groups of the minibatch deviation)')
     if cfg.device == 'auto': cfg = replace(cfg, device='cuda' if torch.cuda.is_available() else 'cpu')
     if cfg.device.split(':')[0] not in ('cpu', 'cuda') or cfg.device != 'cpu' and not torch.cuda.is_available(): raise HxError(f"device '{cfg.device}': expected auto, cpu, or cuda where there is one")
     plain, enc, found = cfg.arch == 'stylegan2', cfg.arch != 'stylegan2', found or {}
+    if found.get('size', size) not in (size, size // 2):
+        raise HxError(f"init: its pictures have {found['size']} px, the tiles of {cfg.data} {size}: expected a model of {size} px, or of {size // 2} px to grow from")
+    finer = size // found.get('size', size)
     filled = dict(size=size, disc='stylegan2' if plain else 'projected', cond='labels' if plain else 'classifier', noise=plain, mixing=.9 if plain else 0., pl_weight=2. if plain else 0.,
         channel_base=found.get('channel_base', 16384), channel_max=found.get('channel_max', 512), map_layers=found.get('map_layers', 2), const_channels=found.get('const_channels'),
-        feat_channels=(found.get('feat_channels') or 8) if enc else 0, feat_res=found.get('feat_res', max(4, min(size // 4, 32))) if found.get('feat_channels') else max(4, min(size // 4, 32)),
+        feat_channels=(found.get('feat_channels') or 8) if enc else 0, feat_res=finer * found.get('feat_res', max(4, min(size // 4, 32))) if found.get('feat_channels') else max(4, min(size // 4, 32)),
         num_fp16_res=0 if cfg.device == 'cpu' else 4,
         ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100), r1_gamma=.0002 * size**2 / cfg.batch,
         ema_kimg=cfg.batch * 10 / 32, proj_res=min(2 * size, 224), snap_kimg=min(cfg.kimg / 10, 50))
@@ -124,7 +136,7 @@ def resolve(
         if not has_plain: raise HxError(f"aug '{cfg.aug}' is for the plain discriminator, and arch {cfg.arch} with disc {cfg.disc} has none: leave it out, or choose disc stylegan2 or both")
         Augment(cfg.aug_pipe, cfg.aug_p)                               # says what is wrong with them
     if cfg.freezed and not has_plain: raise HxError(f'freezed {cfg.freezed} is for the plain discriminator, and arch {cfg.arch} with disc {cfg.disc} has none')
-    if cfg.perceptual == 'auto': cfg = replace(cfg, perceptual='lpips' if size >= 64 and alexnet_weights() else 'lite0')   # AlexNet's strides leave little of 32 pixels
+    if cfg.perceptual == 'auto': cfg = replace(cfg, perceptual='lpips' if size >= 64 and alexnet_weights() and cfg.arch != 'translator' else 'lite0')   # AlexNet's strides leave little of 32 pixels
     _shares(cfg)
     return cfg
 
@@ -133,7 +145,7 @@ def _shares(cfg):
     mine, rest = divmod(cfg.batch, world())
     if rest: raise HxError(f'batch {cfg.batch} cannot be dealt out to {world()} processes evenly')
     part = min(cfg.batch_gpu or mine, mine)
-    enc = {'StyleEx': cfg.encode_share, 'stylegan2': 0., 'autoencoder': 1.}[cfg.arch]
+    enc = {'StyleEx': cfg.encode_share, 'stylegan2': 0.}.get(cfg.arch, 1.)
     if part < 1 or mine % part or (part * enc) % 1 or cfg.batch > 4 and cfg.arch != 'autoencoder' and cfg.disc != 'projected' and part % 4:
         raise HxError(f'{mine} images of each process in parts of {part}: expected parts that divide it, are multiples of 4 for the groups of the minibatch deviation, and split evenly into encoded tiles and samples')
     return mine // part
@@ -152,6 +164,9 @@ class TrainState:
         G = Generator(cfg.size, c_dim, map_layers=cfg.map_layers, const_channels=cfg.const_channels, **code, **shape)
         self.nets = nn.ModuleDict({'G': G})
         if cfg.arch != 'stylegan2': self.nets['E'] = Encoder(cfg.size, G.num_ws, **code, **shape)
+        if cfg.arch == 'translator':
+            self.nets.requires_grad_(False).eval()
+            self.nets['T'] = Translator(G.w_dim, G.feat_shape, n_classes)
         if cfg.arch != 'autoencoder':
             if cfg.disc != 'projected': self.nets['D'] = Discriminator(cfg.size, c_dim, **shape)
             if cfg.disc != 'stylegan2': self.nets['P'] = ProjectedDiscriminator(cfg.size, c_dim, res=cfg.proj_res, seed=cfg.seed)
@@ -159,8 +174,8 @@ class TrainState:
         self.nets.to(cfg.device)
         self.average_afresh()
         self.opts, self.rates = {}, {}
-        for k, (lr, every) in dict(G=(cfg.lr, cfg.pl_every if cfg.pl_weight and cfg.arch != 'autoencoder' else 0), D=(cfg.lr, cfg.r1_every), E=(cfg.e_lr, 0), P=(cfg.p_lr, 0)).items():
-            if k not in self.nets: continue
+        for k, (lr, every) in dict(G=(cfg.lr, cfg.pl_every if cfg.pl_weight and cfg.arch != 'autoencoder' else 0), D=(cfg.lr, cfg.r1_every), E=(cfg.e_lr, 0), P=(cfg.p_lr, 0), T=(cfg.t_lr, 0)).items():
+            if k not in self.nets or not any(p.requires_grad for p in self.nets[k].parameters()): continue
             r = every / (every + 1) if every else 1
             self.rates[k] = lr * r
             self.opts[k] = torch.optim.Adam([p for p in self.nets[k].parameters() if p.requires_grad], lr=lr * r, betas=(0., .99**r), eps=1e-8, fused=True)
@@ -173,12 +188,12 @@ class TrainState:
         self.since_best = 0                                            # measurements since the best one
 
     def __getattr__(self, k):
-        if k in ('G', 'E', 'D', 'P'): return self.nets[k] if k in self.nets else None
+        if k in ('G', 'E', 'D', 'P', 'T'): return self.nets[k] if k in self.nets else None
         raise AttributeError(k)
 
     def average_afresh(self):
         "Let the moving averages start from the networks as they are."
-        self.ema = nn.ModuleDict({k: copy.deepcopy(self.nets[k]).eval().requires_grad_(False) for k in ('G', 'E') if k in self.nets})
+        self.ema = nn.ModuleDict({k: copy.deepcopy(self.nets[k]).eval().requires_grad_(False) for k in ('G', 'E', 'T') if k in self.nets})
 
     def slow_down(self, factor=1.):
         "Multiply all learning rates, on top of what was done before."
@@ -352,7 +367,7 @@ def discriminator_terms(st, cfg, x, c, fk, idx):
         if st.aug is not None: figures['aug_p'] = torch.tensor(float(st.aug.p))
     if st.P is not None:
         with torch.no_grad(): feats = st.P.features(light(x, cfg.seed, 'light-real', idx))
-        r, f = st.P.logits(feats, c), st.P.logits([v.detach() for v in fk['feats']], c)
+        r, f = st.P.logits(feats, c), st.P.logits([v.detach() for v in fk['feats']], fk.get('c', c))
         t['d_proj'] = d_hinge(r, f)
         figures |= {'proj_real': torch.stack([v.sign().mean() for v in r]).mean(), 'proj_fake': torch.stack([v.sign().mean() for v in f]).mean()}
     return t, figures, real
@@ -371,7 +386,7 @@ def path_length_term(st, cfg, c, idx):
 class _Phase:
     "The gradients of one phase for the parameters of some networks."
     def __init__(self, st, *names):
-        self.st, self.names = st, [k for k in names if k in st.nets]
+        self.st, self.names = st, [k for k in names if k in st.opts]
         self.params = [p for k in self.names for g in st.opts[k].param_groups for p in g['params']]
         self.grads = [None] * len(self.params)
 
@@ -384,7 +399,8 @@ class _Phase:
         grads = average([torch.zeros_like(p) if g is None else g for p, g in zip(self.params, self.grads)])
         bad = ~torch.isfinite(torch.stack(torch._foreach_norm(grads)).norm())
         for p, g in zip(self.params, grads): p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)   # the fused optimiser reads memory in order, whatever the strides
-        if e_clip and 'E' in self.names: nn.utils.clip_grad_norm_(self.st.E.parameters(), e_clip)
+        for k in 'ET':
+            if e_clip and k in self.names: nn.utils.clip_grad_norm_(self.st.nets[k].parameters(), e_clip * (5 if k == 'T' else 1))
         for k in self.names:
             self.st.opts[k].found_inf, self.st.opts[k].grad_scale = bad.float(), None
             self.st.opts[k].step()
@@ -397,12 +413,14 @@ def update_ema(st, cfg):
     half_life = min(cfg.ema_kimg * 1000, max(st.nimg * cfg.ema_ramp, 1e-8))
     beta = .5**(cfg.batch / half_life)
     for k, avg in st.ema.items():
+        if k not in st.opts: continue                                  # a frozen network is its own average
         torch._foreach_lerp_(list(avg.parameters()), list(st.nets[k].parameters()), 1 - beta)
         for a, b in zip(avg.buffers(), st.nets[k].buffers()): a.copy_(b)
 
-def class_vectors(st, cfg, real_logits, clf, y):
+def class_vectors(st, cfg, real_logits, clf, y, idx=()):
     "What pictures are conditioned on: the classifier's calibrated probabilities, or labels; None for an unconditional generator."
     if not cfg.cgan: return None
+    if cfg.arch == 'translator': return told_class(real_logits, real_logits.shape[1], cfg.seed, idx)
     return (real_logits / clf.temperature).softmax(1) if cfg.cond == 'classifier' else torch.eye(st.G.c_dim, device=y.device)[y]
 
 def train_step(
@@ -416,25 +434,31 @@ def train_step(
     adversarial = cfg.arch != 'autoencoder' and st.nimg >= cfg.ae_kimg * 1000
     lam = min(max(st.nimg - cfg.ae_kimg * 1000, 0) / max(cfg.warm_kimg * 1000, 1), 1)
     for net in (st.G, st.D):
-        if cfg.cgan and net is not None: net.mapping.cond_weight.fill_(lam)
+        if cfg.cgan and net is not None and cfg.arch != 'translator': net.mapping.cond_weight.fill_(lam)
     if st.P is not None and adversarial: st.P.iterate()
     parts = []
     for k in range(K):
         xk, yk = x[k::K], y[k::K]
         with torch.no_grad(): logits = clf(xk) if clf is not None else None
-        parts.append((xk, class_vectors(st, cfg, logits, clf, yk), logits, [st.nimg + p for p in places(cfg.batch, k, K)]))
+        idx = [st.nimg + p for p in places(cfg.batch, k, K)]
+        parts.append((xk, class_vectors(st, cfg, logits, clf, yk, idx), logits, idx))
     terms, left_out = {}, {}
     def note(t):
         for k, v in t.items(): terms[k] = terms.get(k, 0) + v.detach() / K
 
-    phase, fakes, sizes = _Phase(st, 'G', 'E'), [], {}
+    phase, fakes, sizes = _Phase(st, 'G', 'E', 'T'), [], {}
     for xk, c, logits, idx in parts:
-        t, fk = generator_terms(st, cfg, clf, dist, xk, c, logits, idx, adversarial)
-        loss, sq = balanced(st, cfg, t, fk)
+        if cfg.arch == 'translator':
+            t, fk = translator_terms(st, cfg, clf, dist, xk, logits, idx)
+            loss, sq = sum(t.values()), {}
+            note({'flipped': fk['flipped']})
+        else:
+            t, fk = generator_terms(st, cfg, clf, dist, xk, c, logits, idx, adversarial)
+            loss, sq = balanced(st, cfg, t, fk)
         phase.add(loss)
         note(t)
         for k, v in sq.items(): sizes[k] = sizes.get(k, 0) + v
-        fakes.append({k: [f.detach() for f in v] if k == 'feats' else v.detach() for k, v in fk.items() if k in ('seen', 'feats')})
+        fakes.append({k: [f.detach() for f in v] if k == 'feats' else v.detach() for k, v in fk.items() if k in ('seen', 'feats', 'c')})
         del t, fk, loss                                                # the graph, before the next one is built
     remember_sizes(st, sizes)
     left_out['generator'] = phase.descend(cfg.e_clip)

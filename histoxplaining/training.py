@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'preset', 'weights_to_start_from', 'transplant', 'Gallery', 'samples', 'sample_grid', 'reconstruct',
-           'validate', 'health', 'Yardstick', 'Wish', 'Live', 'train']
+           'validate', 'health', 'Yardstick', 'Wish', 'Live', 'translated', 'train']
 
 # %% ../nbs/13_training.ipynb #2b911c38
 import errno, io, math, signal, sys, tempfile, threading, time, warnings
@@ -17,7 +17,7 @@ from .files import CheckpointError, HxError, draw, stream, write_json
 from .images import grid, style, to_uint8, write_png
 from .tiles import Batches, TileStore
 from .classifier import Classifier
-from .networks import Discriminator
+from .networks import Discriminator, Generator
 from .checkpoints import PixelRange, RunDir, load_model, load_network, load_state, save_model
 from .interop import convert
 from .features import FeatureSet, features
@@ -25,6 +25,7 @@ from .metrics import Moments, frechet_distance, kid
 from .losses import alexnet_weights, perceptual
 from .parallel import average, broadcast, highest, rank, share, together, world
 from .watch import Eyes, alarms, probe_auc, spread
+from .translator import Asked, stepped
 from .step import TrainConfig, TrainState, align_w, class_vectors, resolve, train_step
 
 # %% ../nbs/13_training.ipynb #be3d2e6d
@@ -70,35 +71,68 @@ def transplant(
     classes, known=(),       # their classes
     what:str='G',            # for messages
 )->list:
-    "Copy a donor's weights. Returns the names that it did not have. Raises `CheckpointError` for one that has another shape."
-    mine, theirs, fresh = net.state_dict(), donor.state_dict(), []
+    "Copy a donor's weights; from half the size, the new finest block begins silent. Returns the names that it did not have. Raises `CheckpointError` for one that has another shape."
+    mine, theirs, fresh, growing = net.state_dict(), donor.state_dict(), [], net.size == 2 * donor.size
+    if net.size not in (donor.size, 2 * donor.size):
+        raise CheckpointError(f'{what}: the weights to start from draw {donor.size} px, the tiles have {net.size}: expected a model of {net.size} px, or of {net.size // 2} px to grow from')
     for k, v in mine.items():
         w = theirs.get(k)
         if k.endswith('mapping.embed.weight') and w is not None: w = _embedding(w, list(known), list(classes))
         if k == 'mapping.fc0.weight' and w is not None and w.shape[1] < v.shape[1]:            # it had no classes: their half begins at zero, and the gain of a wider layer is smaller
             w = torch.cat([w * math.sqrt(v.shape[1] / w.shape[1]), v.new_zeros(len(v), v.shape[1] - w.shape[1])], 1)
         if w is None: fresh.append(k)
+        elif w.shape != v.shape and k.split('.')[-2] == 'layout' and growing: fresh.append(k)            # a finer layout code has to be learnt anew
         elif w.shape != v.shape: raise CheckpointError(f'{what}.{k}: {list(v.shape)} in this configuration, {list(w.shape)} in the weights to start from; leave channel_base, channel_max, map_layers and feat_channels to them')
         else: v.copy_(w)
+    if growing: _silence(net, donor)
     return fresh
+
+def _silence(net, donor):
+    "Let a block that a donor of half the size did not have begin without effect: the first pictures are the donor's, enlarged, and so is what an encoder or discriminator sees."
+    block = f'b{net.size}'
+    if isinstance(net, Generator):
+        rgb = net.synthesis.get_submodule(block).torgb
+        rgb.weight.zero_(); rgb.bias.zero_()
+        return
+    new, old = net.get_submodule(block), donor.get_submodule(f'b{donor.size}').fromrgb
+    half, k = len(new.fromrgb.weight) // 2, new.fromrgb.weight.shape[1]
+    if half < k: raise CheckpointError(f'{block}: {2 * half} channels cannot carry a picture through; choose a larger channel_base')
+    pairs = torch.cat([torch.eye(k), -torch.eye(k)])[..., None, None]  # v and -v: what leaky ReLU takes from one, the other keeps
+    for conv, w in ((new.fromrgb, pairs), (new.conv0, torch.eye(2 * k)[..., None, None])):
+        n = w.shape[1]
+        conv.weight[:2 * k] = 0
+        conv.weight[:2 * k, :n, conv.weight.shape[2] // 2, conv.weight.shape[3] // 2] = w[..., 0, 0] / conv.weight_gain
+        conv.bias.zero_()
+    colour = old.weight[..., 0, 0] * old.weight_gain / (2 * (1 + .2**2))
+    new.conv1.weight.zero_(); new.skip.weight.zero_()
+    new.conv1.weight[:, :2 * k, 1, 1] = math.sqrt(2) * torch.cat([colour, -colour], 1) / new.conv1.weight_gain
+    new.conv1.bias.copy_(math.sqrt(2) * old.bias)
 
 def _begin(st, cfg, classes, start):
     "Put somebody's weights into a fresh state; say what was not there."
     for k, donor in zip('GED', start[:3]):
         if k not in st.nets: continue
         new = [n for n in transplant(st.nets[k], donor, classes, start[3].get('classes', ()), k) if not n.endswith('cond_weight')] if donor is not None else ['all']
-        lost = [n for n in donor.state_dict() if n not in st.nets[k].state_dict()] if donor is not None else []
+        lost = [n for n in donor.state_dict() if n not in st.nets[k].state_dict() and 'fromrgb' not in n] if donor is not None else []
         if lost and rank() == 0: print(f'init: {len(lost)} weights of {k} have no place in this configuration, such as {lost[0]}')
         if new and rank() == 0: print(f"init: {k} starts afresh{'' if new == ['all'] else f' at {len(new)} weights, such as {new[0]}'}: not in {cfg.init}")
     st.average_afresh()
     told = PixelRange.of(start[3].get('pixel_range', 'pm1'))
     if told != PixelRange() and rank() == 0: print(f'init: its pictures are in another range ({told}); training has to bring them to [-1, 1] first')
 
+@torch.no_grad()
+def _units(st, cfg, store):
+    "Let the translator know what encoded tiles are like."
+    x = store.train.tensors(torch.randperm(len(store.train), generator=stream(cfg.seed, 'units'))[:1024].tolist())[0]
+    w = torch.cat([st.E(b.to(cfg.device))[:, 0] for b in x.split(64)])
+    for T in (st.T, st.ema['T']): T.measure(w)
+
 def _prepare(cfg, state, classifier):
     "Store, resolved configuration, classifier and state to start from."
     store = TileStore(cfg.data)
     start = weights_to_start_from(cfg.init) if cfg.init and state is None else None
     cfg = resolve(cfg, store.size, start[0].init if start else None)
+    if start and cfg.arch == 'translator' and start[0].size != store.size: raise HxError(f'{cfg.init}: draws {start[0].size} px, the tiles of {cfg.data} have {store.size}: build a store of that size (hx_tiles --size {start[0].size})')
     clf = None
     if cfg.arch != 'stylegan2' or cfg.cond == 'classifier' and cfg.cgan:
         if classifier is None: raise HxError(f'{cfg.arch} needs the classifier that is to be explained: make one with hx_classifier and pass --classifier_ckpt')
@@ -110,6 +144,7 @@ def _prepare(cfg, state, classifier):
         torch.manual_seed(cfg.seed)                                    # initial weights
         st = TrainState(cfg, len(store.classes))
     if start: _begin(st, cfg, store.classes, start)
+    if start and st.T is not None: _units(st, cfg, store)
     if state is not None:
         new = st.load_state_dict(state)
         if new and rank() == 0: print(f'not in the checkpoint, started afresh: {", ".join(new)}')
@@ -296,8 +331,33 @@ def _card(run, st, cfg, store):
     return dict(name=run.path.name, arch=cfg.arch, classes=list(store.classes), size=cfg.size, nimg=st.nimg, data=str(Path(cfg.data).resolve()), data_hash=store.hash,
                 noise=cfg.noise, mpp=store.manifest.get('mpp'), pixel_range=[-1, 1], config=asdict(cfg))
 
+@torch.no_grad()
+def translated(st, x, target, **asked):
+    "Tiles brought to classes `target [N]`: pictures of the averaged translator."
+    w, feat = st.E.encode(x)
+    a = Asked.one(len(x), 0, device=x.device, **asked)
+    a.target = target
+    return st.G.synthesis(*stepped(w[:, 0], feat, st.ema['T'](w[:, 0], feat, a)), noise_mode='none')
+
+@torch.no_grad()
+def _look_translated(run, st, cfg, clf, dist, gallery):
+    "Tiles, reconstructions and both answers of a translator at three closenesses; how often they convince, and how much they change."
+    x, row = gallery.held.to(cfg.device), dict(nimg=st.nimg, snapshot=True)
+    source = torch.cat([clf(b) for b in x.split(32)]).argmax(1)
+    target, recon = (source + 1) % st.T.n_classes, torch.cat([reconstruct(st, cfg, b) for b in x.split(32)])
+    shown = [x[:12], recon[:12]]
+    for typical, word in ((False, 'needed'), (True, 'typical')):
+        for near in (1., .5, 0.):
+            y = torch.cat([translated(st, b, t, typical=typical, closeness=near) for b, t in zip(x.split(32), target.split(32))])
+            p = torch.cat([(clf(b.clamp(-1, 1)) / clf.temperature).softmax(1) for b in y.split(32)]).gather(1, target[:, None])
+            row |= {f'flips/{word}_{near:g}': (p > .9).float().mean().item(), f'area/{word}_{near:g}': ((y.clamp(-1, 1) - recon.clamp(-1, 1)).abs().amax(1) > .2).float().mean().item()}
+            shown.append(y[:12])
+    write_png(run.path/'samples'/f'translated_{st.nimg / 1000:08.2f}.png', grid(to_uint8(torch.cat(shown)), 12))
+    return row
+
 def _look(run, st, cfg, clf, dist, gallery, eyes):
     "Pictures and figures of a snapshot."
+    if cfg.arch == 'translator': return _look_translated(run, st, cfg, clf, dist, gallery)
     k = f'{st.nimg / 1000:08.2f}'
     write_png(run.path/'samples'/f'fakes_{k}.png', sample_grid(st, cfg, gallery))
     row = dict(nimg=st.nimg, snapshot=True)
@@ -371,7 +431,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
             tell(row)
             say('          ' + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if isinstance(v, float)))
         with _disk(run):
-            save_model(run.model, st.ema['G'], st.ema['E'] if 'E' in st.ema else None, clf, _card(run, st, cfg, store))
+            save_model(run.model, st.ema['G'], st.ema['E'] if 'E' in st.ema else None, clf, _card(run, st, cfg, store), T=st.ema['T'] if 'T' in st.ema else None)
             run.save(st.state_dict(cfg), row.get('score'))
         return bool(cfg.patience) and measure and st.since_best >= cfg.patience
 
