@@ -168,7 +168,7 @@ def save_model(
 def load_network(cls, path):
     "Build a network of class `cls` from a weights file that carries its arguments."
     init = load_meta(path)
-    if 'size' not in init: raise CheckpointError(f'{path}: does not say what network it belongs to')
+    if not {'size', 'w_dim'} & set(init): raise CheckpointError(f'{path}: does not say what network it belongs to')
     net = cls(**init)
     try: net.load_state_dict({k: v.float() for k, v in load_tensors(path).items()})
     except RuntimeError as e: raise CheckpointError(f'{path}: the weights do not fit the network they describe ({str(e).splitlines()[-1].strip()})') from None

@@ -4,29 +4,32 @@
 
 # %% auto #0
 __all__ = ['user_errors', 'parse_classes', 'hx_tiles', 'hx_convert', 'hx_classifier', 'wandb_callback', 'tensorboard_callback',
-           'callbacks', 'continued', 'hx_train', 'hx_explain', 'hx_inception', 'hx_fid', 'hx_bench', 'hx_demo']
+           'callbacks', 'continued', 'hx_train', 'hx_explain', 'hx_models', 'hx_translator', 'hx_inception', 'hx_fid',
+           'hx_bench', 'hx_demo']
 
 # %% ../nbs/20_cli.ipynb #c12c8655
-import json, sys, tempfile, time, warnings
+import sys, tempfile, time, warnings
+from json import dumps
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 import numpy as np, torch
 from fastcore.script import Param, call_parse, store_true
-from .files import HxError, stream
-from .images import SUFFIXES, to_uint8
+from .files import HxError, progress, read_json, save_tensors, stream, write_json
+from .images import SUFFIXES, write_png
 from .synthetic import write_folder
 from .tiles import TileStore
 from .classifier import Classifier, report_card, train_classifier
-from .checkpoints import RunDir, load_state
-from .features import feature_set, features as get_features, generated, picture_set
+from .checkpoints import RunDir, load_network, load_state
+from .translator import Translator
+from .features import feature_set, features as get_features, fingerprint, generated, picture_set
 from .metrics import Results, density_coverage, frechet_distance, kid, load_statistics, merge_statistics, precision_recall, save_statistics, set_statistics
 from .parallel import rank
 from .step import TrainConfig
 from .training import PRESETS, preset as preset_config, train
-from .explainer import Explainer, as_batch
-from .latents import class_direction
-from .counterfactual import decisions, explain, summarise
+from .explainer import MODELS, Explainer, model_folder, packaged
+from .counterfactual import explain, summarise
+from .results import Table, record
 from .evaluation import CONTROLS, evaluate, measure, read_pairs, save_pairs
 from .report import write_report
 
@@ -230,51 +233,135 @@ def hx_train(
 
 # %% ../nbs/20_cli.ipynb #f4381d40
 def _pictures(paths, explainer, n):
-    "What to explain: the given files and folders, or held-out tiles of the run's own store, evenly from all classes."
-    if paths:
-        files = [f for p in map(Path, paths) for f in (sorted(q for q in p.rglob('*') if q.suffix.lower() in SUFFIXES) if p.is_dir() else [p])]
-        return files[:n] if n else files, [f.name for f in files]
-    val = explainer.store().val
-    per = [np.flatnonzero(val.labels == k) for k in range(len(val.classes))]
-    pick = sorted(int(i) for v in per for i in v[np.linspace(0, len(v) - 1, min(len(v), max((n or 100) // len(per), 1))).astype(int)]) if len(val) else []
-    if not pick: raise HxError(f"{explainer.card['data']}: no held-out tiles; name pictures to explain")
+    "What to explain, and its names: the given files, folders and stores, or held-out tiles of the model's own store, evenly from all classes."
+    if not paths: return _held_out(explainer.store(), n)
+    images, names = [], []
+    for p in map(Path, paths):
+        if (p/'data.mdb').exists():
+            some, called = _held_out(TileStore(p), n)
+            images += some; names += called
+        elif p.is_dir():
+            files = sorted(q for q in p.rglob('*') if q.suffix.lower() in SUFFIXES and not any(part.startswith('.') for part in q.relative_to(p).parts))
+            if not files: raise HxError(f'{p}: no pictures ({", ".join(SUFFIXES)}) in this folder')
+            images += files; names += [q.relative_to(p).as_posix() for q in files]
+        else:
+            if not p.is_file(): raise HxError(f'{p}: no such picture, folder or tile store')
+            images.append(p); names.append(p.name)
+    return (images[:n], names[:n]) if n else (images, names)
+
+def _held_out(store, n):
+    "Held-out tiles of a store (all of them where none is held out), evenly from all classes."
+    val = store.val if len(store.val) else store
+    per = [v for v in (np.flatnonzero(val.labels == k) for k in range(len(val.classes))) if len(v)]
+    pick = sorted(int(i) for v in per for i in v[np.linspace(0, len(v) - 1, min(len(v), max((n or 100) // len(per), 1))).astype(int)])
+    if not pick: raise HxError(f'{store.path}: no tiles')
     return [val[i][0] for i in pick], [val.names[i] for i in pick]
+
+def _share(shard, things):
+    "The i-th of n parts of each list, from 'i/n'."
+    try: i, n = (int(v) for v in shard.split('/'))
+    except ValueError: raise HxError(f'--shard {shard}: expected i/n, such as 0/4') from None
+    if not 0 <= i < n: raise HxError(f'--shard {shard}: expected i from 0 to n - 1')
+    return [v[i::n] for v in things]
+
+def _summary(ex, s, shown, asked):
+    "What stands at the head of a report."
+    return {'model': f"{ex.card['name']}, {ex.card['arch']}, {ex.size} px, {ex.card['nimg'] / 1000:.1f} thousand images", 'classes': ', '.join(ex.classes),
+        'explained': f"{s['n']} pictures, {shown} of them shown", 'flipped': f"{s['flipped']} of {s['n']} to p ≥ {asked['p']:g}", 'held': ', '.join(asked['hold']) or 'nothing'}
 
 @call_parse
 def hx_explain(
-    run:str,                # run folder or model folder
-    images:Param('pictures or folders; default: held-out tiles of the run', str, opt=False, nargs='*')=None,
+    model:str,              # run folder, model folder, or the name of a packaged model (see hx_models)
+    images:Param('pictures, folders or tile stores; default: held-out tiles of the model\'s store', str, opt=False, nargs='*')=None,
     target:str='next',      # class name, or 'next': the second most likely
     out:str='report.html',  # the report
+    csv:str=None,           # also write a table, a row a tile; a second run goes on where the first was stopped
+    json:str=None,          # the same as JSON, with the settings
+    png:str=None,           # folder for the counterfactuals as PNG
     p:float=.9,             # how sure the classifier should be
     n:int=None,             # how many pictures at most
     frames:int=12,          # pictures of each path in the report
     cards:int=24,           # cases shown in the report; all are counted
+    classifier:str=None,    # explain this one (*.safetensors) instead of the model's own
+    method:str='auto',      # how to look for an answer
+    question:str='needed',  # of the translator: what the classifier 'needed', or how the class 'typical'ly looks
+    closeness:float=.25,    # of the translator: 0, as the class looks, to 1, as little as convinces
     hold:str='stain',       # what the edit must leave alone; 'none' to audit a classifier
     views:int=1,            # up to 8: p must hold for the mean of so many orientations too
+    shard:str=None,         # i/n: only the i-th of n parts, for several processes
     device:str='cpu',
 ):
     "Explain decisions: counterfactuals of pictures, judged as uint8, with a self-contained HTML report."
     with user_errors():
-        ex = Explainer.from_run(run, device) if (Path(run)/'model').is_dir() else Explainer.load(run, device)
+        if cards < 1: raise HxError(f'--cards {cards}: expected 1 or more')
+        ex = Explainer.from_run(model, device) if (Path(model)/'model').is_dir() else Explainer.load(model, device)
+        clf = Classifier.load(classifier) if classifier else None
+        asked = dict(target=target, p=p, method=method, question=question, closeness=closeness, hold=() if hold == 'none' else tuple(hold.split(',')), views=views)
+        settings = asked | dict(model=ex.card['name'], weights=fingerprint(ex.G), classifier=fingerprint(clf or ex.classifier), shard=shard)
+        table = Table(csv, settings) if csv else None
         imgs, names = _pictures(images, ex, n)
-        holds = () if hold == 'none' else tuple(hold.split(','))
-        _, sources, targets = decisions(ex, to_uint8(as_batch(imgs, ex.size)[0]), target)
-        for s, t in sorted({(s, t) for s, t in zip(sources, targets) if s != t}): class_direction(ex, s, t, holds)   # the model's cost, not a picture's
-        cfs = explain(ex, imgs, target, p=p, hold=holds, views=views)
-        for c, name in zip(cfs, names): c.name = str(name)
+        if shard: imgs, names = _share(shard, (imgs, names))
+        if table: imgs, names = ([v for v, name in zip(u, names) if name not in table.done] for u in (imgs, list(names)))
+        show = {i for i in np.linspace(0, len(imgs) - 1, min(cards, len(imgs))).astype(int)}
+        cfs, shown = [], []
+        for i in progress(range(0, len(imgs), 64)):
+            some = range(i, min(i + 64, len(imgs)))
+            for part, f in ([k for k in some if k in show], frames), ([k for k in some if k not in show], 0):
+                if not part: continue
+                found = explain(ex, [imgs[k] for k in part], frames=f, classifier=clf, **asked)
+                for c, k in zip(found, part): c.name = str(names[k])
+                if png:
+                    for c in found:
+                        if c.success: write_png(Path(png)/Path(c.name).with_suffix('.png'), c.counterfactual)
+                if table: table.add(found)
+                if f: shown += found
+                cfs += found if f else [_light(c) for c in found]
+        if not cfs: print(f'{csv}: all of the {len(table.done)} pictures are in it already'); return
+        if json: write_json(json, dict(settings=settings, results=table.rows() if table else [record(c) for c in cfs]))
         s = summarise(cfs)
-        shown = _spread(cfs, max(cards, 1))
-        if frames > 1: shown = [replace(c, **{k: getattr(f, k) for k in ('frames', 'frame_steps', 'frame_p')}) for c, f in
-                            zip(shown, explain(ex, np.stack([c.original for c in shown]), target, p=p, hold=holds, frames=frames, views=views))]
-        write_report(cfs, out, cards=shown, title='What would have to look different?', summary={
-            'model': f"{ex.card['name']}, {ex.card['arch']}, {ex.size} px, {ex.card['nimg'] / 1000:.1f} thousand images", 'classes': ', '.join(ex.classes),
-            'explained': f"{s['n']} pictures, {len(shown)} of them shown", 'flipped': f"{s['flipped']} of {s['n']} to p ≥ {p:g}", 'held': ', '.join(holds) or 'nothing'})
-        print(json.dumps({k: None if v != v else v for k, v in s.items()} | {'report': str(out)}))
+        write_report(cfs, out, cards=shown, title='What would have to look different?', summary=_summary(ex, s, len(shown), asked))
+        print(dumps({k: None if v != v else v for k, v in s.items()} | {'report': str(out)}))
 
-def _spread(cfs, n):
-    "At most n cases, evenly over the list."
-    return cfs if len(cfs) <= n else [cfs[i] for i in np.linspace(0, len(cfs) - 1, n).astype(int)]
+def _light(cf):
+    "A result without its pictures: what the numbers of a report need."
+    return replace(cf, original=None, reconstruction=cf.reconstruction[:1, :1], counterfactual=None, frames=cf.frames[:0], heatmap=None, stain_maps={})
+
+@call_parse
+def hx_models():
+    "The models that come with the package: classes, size, terms, figures."
+    for name in packaged():
+        card = read_json(MODELS/name/'card.json')
+        m = card.get('measured', {})
+        print(f"{name}: {', '.join(card['classes'])}; {card['size']} px; {card.get('nimg', 0) / 1000:.0f} thousand images; LPIPS of reconstructions {m.get('val_perceptual', float('nan')):.3f}"
+              f"{'; with a translator' if (MODELS/name/'translator.safetensors').exists() else ''}\n  {card.get('terms', '').strip()}")
+
+@call_parse
+def hx_translator(
+    model:str,              # model folder, run folder, or the name of a packaged model
+    store:str=None,         # tile store; default: the model's own
+    classifier:str=None,    # the classifier to explain (*.safetensors); default: the model's own
+    kimg:float=40,          # length in thousands of tiles
+    output_path:str=None,   # run folder; default: runs/NNN
+    ckpt:str=None,          # run folder to continue
+    hold:str='stain',       # 'none': nothing is held, to audit a classifier
+    batch:int=16,           # tiles per step
+    seed:int=0,             # of everything random
+    snap_kimg:float=None,   # between checkpoints
+    save:store_true=False,  # put it into the model's folder when it is done
+    device:str=None,        # cpu, cuda
+):
+    "Train the translator of a model, or continue one: a network that moves a tile's code to where the other class would be."
+    with user_errors():
+        folder = model_folder(model)
+        data = store or Explainer.load(folder).store().path
+        if hold not in ('stain', 'none'): raise HxError(f"--hold {hold}: expected stain or none")
+        given = dict(data=str(data), arch='translator', init=str(folder), kimg=kimg, batch=batch, seed=seed) | ({} if device is None else dict(device=device)) | ({} if snap_kimg is None else dict(snap_kimg=snap_kimg))
+        if hold == 'none': given |= dict(stain_weight=0., plane_weight=0.)
+        run = train(continued(given, ckpt), output_path, Classifier.load(classifier or folder/'classifier.safetensors'), ckpt)
+        if save and rank() == 0:
+            T = load_network(Translator, run.model/'translator.safetensors')
+            save_tensors(folder/'translator.safetensors', {k: v.half() if v.is_floating_point() else v for k, v in T.state_dict().items()}, meta=T.init)
+        if rank() == 0: print(f'-> {run.path}')
 
 # %% ../nbs/20_cli.ipynb #1b355e62
 def _reference_set(dataset, label, split, n):

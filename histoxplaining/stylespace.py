@@ -37,17 +37,16 @@ def searched(explainer, torgb:bool=False)->torch.Tensor:
 @torch.no_grad()
 def s_spread(explainer):
     "Standard deviation of each coordinate over the reference tiles: `[S]`."
-    if 's' not in explainer.directions: explainer.directions['s'] = to_s(explainer, explainer.reference.w.to(explainer.device)).std(0)
-    return explainer.directions['s']
+    return explainer.cache.get('spread of s', make=lambda: to_s(explainer, explainer.reference.w.to(explainer.device)).std(0))
 
 # %% ../nbs/15_stylespace.ipynb #8ba8a818
 @torch.no_grad()
 def s_targets(explainer, quantile:float=.02)->tuple:
     "Low and high extreme of each coordinate over the reference tiles: two `[S]`."
-    if ('s range', quantile) not in explainer.directions:
+    def make():
         s = to_s(explainer, explainer.reference.w.to(explainer.device))
-        explainer.directions['s range', quantile] = tuple(s.quantile(q, 0) for q in (quantile, 1 - quantile))
-    return explainer.directions['s range', quantile]
+        return tuple(s.quantile(q, 0) for q in (quantile, 1 - quantile))
+    return explainer.cache.get('range of s', quantile, make=make)
 
 def screen_effects(explainer, w, feat, fn, batch:int=16)->torch.Tensor:
     "First-order effect on `fn` of moving each coordinate of each tile to its better extreme, and which that is (0 low, 1 high): two `[n, S]`."

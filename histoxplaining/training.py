@@ -513,6 +513,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
 
 # %% ../nbs/13_training.ipynb #71cd89fb
 #| eval: false
+#| eval: false
 if __name__ == '__main__' and not IN_NOTEBOOK:
     from runpy import run_module
     sys.exit(run_module('histoxplaining.cli')['hx_train']())

@@ -92,7 +92,7 @@ class Translator(nn.Module):
 
     def forward(self, w, feat, asked:Asked):
         if (w.ndim, feat is None) != (2, self.into is None): raise HxError(f'translator: expected w [N, {len(self.mean)}] and {"no layout code" if self.into is None else "a layout code"}, found {list(w.shape)} and {"none" if feat is None else list(feat.shape)}')
-        told = self.tell(torch.cat([(w - self.mean) / self.sd / 4, F.one_hot(asked.target, self.n_classes), asked.typical[:, None], 2 * asked.closeness[:, None] - 1, asked.noise], 1))
+        told = self.tell(torch.cat([(w - self.mean) / self.sd / 4, 4 * F.one_hot(asked.target, self.n_classes), 4 * asked.typical[:, None], 8 * asked.closeness[:, None] - 4, 2 * asked.noise], 1))
         if self.into is None: return self.style(told) * self.sd, None
         x = self.into(F.pixel_unshuffle(feat, self.fold))
         for b in self.blocks: x = b(x, told)
@@ -150,8 +150,8 @@ def translator_terms(st, cfg, clf, dist, x, logits, idx):
             again = Asked(asked.target[i], asked.typical[i], asked.closeness[i], draw((len(asked.noise[0]),), cfg.seed, 'asked-again', [idx[k] for k in i]).to(w))
             f = None if feat is None else feat[i]
             other = st.G.synthesis(*stepped(w[i], f, st.T(w[i], f, again)), noise_mode='none')
-            cos = (change(recon[i], img[i]) * change(recon[i], other)).sum(1)
-            t['unlike'] = cfg.unlike_weight * F.relu(cos - .5).mean() * (4 * len(i) / len(idx))
+            apart = (change(recon[i], img[i]) - change(recon[i], other)).norm(dim=1)   # unlike the cosine it pulls hardest where two are the same
+            t['unlike'] = cfg.unlike_weight * F.relu(1 - apart).mean() * (4 * len(i) / len(idx))
         else: t['unlike'] = img.sum() * 0
     return t, dict(img=img, feats=feats, c=c, recon=recon, asked=asked, flipped=(odds.detach() > math.log(9)).float().mean())
 

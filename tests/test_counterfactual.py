@@ -3,11 +3,12 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from histoxplaining.carry import carry_detail
 from histoxplaining.counterfactual import diverse, effect, explain, summarise
-from histoxplaining.explainer import Explainer, Reference, as_batch
+from histoxplaining.explainer import Cache, Code, Explainer, Reference, as_batch
 from histoxplaining.files import HxError
 from histoxplaining.images import from_uint8, hed, read_image, to_uint8, write_png
 from histoxplaining.latents import HOLDS, class_direction
-from histoxplaining.ways import crossing, log_odds, methods, next_size
+from histoxplaining.classifier import log_odds
+from histoxplaining.ways import Ask, Edit, Trial, crossing, methods, next_size, search
 
 CAUSE, TOP, OTHER = 3, 1, 5                                      # coordinates of w that are seen in the picture
 
@@ -15,8 +16,8 @@ CAUSE, TOP, OTHER = 3, 1, 5                                      # coordinates o
 class Toy(Explainer):
     "Blue of the lower half is w[3]; red of the upper half is w[1]; green of the lower half is w[5]. The layout code paints a square at the top left."
     def __init__(self, classes=('pink', 'blue'), read=lambda img: 16 * img[:, 2, 8:].mean([1, 2]), bias=0., feat=False):
-        self.classes, self.directions, self.device, self.size, self.read, self.bias, self.with_feat = classes, {}, torch.device('cpu'), 16, read, bias, feat
-        self.classifier = SimpleNamespace(temperature=1., classes=classes)
+        self.classes, self.cache, self.device, self.size, self.read, self.bias, self.with_feat = classes, Cache(), torch.device('cpu'), 16, read, bias, feat
+        self.classifier, self.translator = SimpleNamespace(temperature=1., classes=classes), None
         g = torch.Generator().manual_seed(0)
         codes = torch.randn(2000, 12, generator=g)
         layouts = torch.nn.functional.normalize(torch.randn(2000, 2, 4, 4, generator=g), dim=1) * 2**.5 if feat else None
@@ -220,14 +221,15 @@ def test_a_prototype_is_tissue_that_exists(toy, pink):
     "The step ends at an encoded tile of the target at the latest, and without one there is a reason."
     from histoxplaining.losses import texture_statistics
     from histoxplaining.ways import prototype
-    w, _ = toy.encode(pink)
-    for e in prototype(toy, w, None, 0, 1, hold=(), k=3):
+    code, ask = toy.code(pink), Ask(0, 1, hold=())
+    w = code.w
+    for e in prototype(toy, code, ask, k=3):
         ends = w[:, 0] + torch.from_numpy(e.reach)[:, None] * e.w[:, 0]
         assert torch.cdist(ends, toy.reference.w, compute_mode='donot_use_mm_for_euclid_dist').amin(1).max() < 1e-4
     for c in explain(toy, pink, 'blue', method='prototype', hold=()): assert c.success and c.p >= .9 and 'tile' in c.along
     look = lambda w: texture_statistics(hed(toy.generate(w)))
     says = toy.classify(toy.generate(toy.reference.w)).softmax(1)[:, 1] >= .9
-    sd, first = look(toy.reference.w).std(0).clamp_min(1e-6), prototype(toy, w, None, 0, 1, hold=(), k=1)[0]
+    sd, first = look(toy.reference.w).std(0).clamp_min(1e-6), prototype(toy, code, ask, k=1)[0]
     alike = torch.cdist(look(w) / sd, look(toy.reference.w[says]) / sd).argmin(1)     # the tile of the target that looks most like it
     ends = w[:, 0] + torch.from_numpy(first.reach)[:, None] * first.w[:, 0]
     assert torch.allclose(ends, toy.reference.w[says][alike], atol=1e-4)
@@ -239,15 +241,27 @@ def test_a_prototype_is_tissue_that_exists(toy, pink):
 
 def test_methods_have_one_signature():
     import inspect
-    want = ['explainer', 'w', 'feat', 'source', 'target', 'p', 'hold', 'classifier', 'space', 'seed']
+    want = ['explainer', 'code', 'ask']
     for name, f in methods().items():
         sig = list(inspect.signature(f).parameters)
-        assert sig[:10] == want, name
-        assert any(c.isdigit() for c in f.__doc__), f'{name} cites no source'
+        assert sig[:3] == want, name
+        assert name == 'translate' or any(c.isdigit() for c in f.__doc__), f'{name} cites no source'
 
 
 def test_log_odds_of_saturated_pictures_are_finite():
     l = torch.tensor([[0., 500.], [500., 0.]])
     assert log_odds(l, 1).tolist() == [500., -500.]
-    assert next_size([(0., -500.)], 2., lambda gap: gap, 16.) <= 16
-    assert crossing([(0., -1.), (1., 3.), (2., 1.), (3., 9.)], .9)[0] == 1.
+    assert next_size([Trial(0., -500.)], 2., lambda gap: gap, 16.) <= 16
+    assert crossing([Trial(0., -1.), Trial(1., 3.), Trial(2., 1.), Trial(3., 9.)], .9).size == 1.
+
+
+def test_the_search_ends_where_nothing_changes_any_more(toy):
+    "A saturated classifier: two looks of one size, or of one answer, tell no power to go on with."
+    for seen in ([Trial(0., -9.), Trial(1., -5.), Trial(1., -5.)], [Trial(0., -9.), Trial(1., -5.), Trial(2., -5.)], [Trial(0., -9.), Trial(1., -5.), Trial(1., -4.)]):
+        t = next_size(seen, 2., lambda gap: gap / 4, 16.)
+        assert t is None or np.isfinite(t) and 0 < t <= 16
+    step = Toy(read=lambda img: torch.where(img[:, 2, 8:].mean([1, 2]) > .1, 200., -200.))       # a decision tree: certain on both sides
+    code, edit = step.code(pictures(step)), Edit('along the cause', w=torch.eye(12)[CAUSE].expand(5, 1, 12), reach=np.full(5, 9.), slope=np.full(5, 1e-6))
+    for p in (.9, .9999):
+        for seen in search(step, code, edit, step.render(code), Ask(0, 1, p)): assert crossing(seen, p) is not None and len({v.size for v in seen}) == len(seen)
+    assert all(c.success or c.reason.code == 'no method' for c in explain(step, pictures(step), 'blue', hold=()))

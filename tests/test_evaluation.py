@@ -8,7 +8,7 @@ from histoxplaining.audit import averaged
 from histoxplaining.classifier import Classifier
 from histoxplaining.counterfactual import Counterfactual
 from histoxplaining.evaluation import Pairs, as_pairs, changes, cout, evaluate, jpeg, measure, read_pairs, risk_coverage, save_pairs, stability
-from histoxplaining.explainer import Explainer, Reference
+from histoxplaining.explainer import Cache, Explainer, Reference
 from histoxplaining.features import perceptual
 from histoxplaining.files import DataError, HxError
 from histoxplaining.images import to_uint8, write_png
@@ -123,8 +123,8 @@ real_explain = evaluation.explain
 class Two(Explainer):
     "Paints w[0] into the red channel of a picture; that is the class."
     def __init__(self):
-        self.classes, self.directions, self.device, self.size, self.card, self.folder = ('dark', 'light'), {}, torch.device('cpu'), 32, {}, None
-        self.classifier = Classifier(lambda x: F.pad(16 * x[:, :1].mean([2, 3]), (1, 0)), self.classes, 32)
+        self.classes, self.cache, self.device, self.size, self.card, self.folder = ('dark', 'light'), Cache(), torch.device('cpu'), 32, {}, None
+        self.translator, self.classifier = None, Classifier(lambda x: F.pad(16 * x[:, :1].mean([2, 3]), (1, 0)), self.classes, 32)
         w = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
         self.reference = Reference(w, None, self.classify(self.generate(w)), torch.zeros(200, dtype=torch.long))
     def encode(self, images):
