@@ -157,7 +157,7 @@ def save_model(
             if net is None: continue
             sd = {k: v.half() if half and v.is_floating_point() else v for k, v in net.state_dict().items()}
             save_tensors(tmp/f'{name}.safetensors', sd, meta=net.init)
-        if classifier is not None: classifier.save(tmp/'classifier.safetensors', half=half)
+        if classifier is not None and classifier.portable: classifier.save(tmp/'classifier.safetensors', half=half)
         write_json(tmp/'card.json', {'version': CARD_VERSION, **card})
         if folder.exists(): folder.rename(old)
         tmp.rename(folder)

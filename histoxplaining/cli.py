@@ -15,8 +15,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 import numpy as np, torch
 from fastcore.script import Param, call_parse, store_true
-from .files import HxError, progress, read_json, save_tensors, stream, write_json
+from .files import HxError, progress, read_json, save_tensors, stream, writable, write_json
 from .images import SUFFIXES, write_png
+from .sources import picture_files
 from .synthetic import write_folder
 from .tiles import TileStore
 from .classifier import Classifier, report_card, train_classifier
@@ -27,7 +28,7 @@ from .metrics import Results, density_coverage, frechet_distance, kid, load_stat
 from .parallel import rank
 from .step import TrainConfig
 from .training import PRESETS, preset as preset_config, train
-from .explainer import MODELS, Explainer, model_folder, packaged
+from .explainer import MODELS, Explainer, as_picture, model_folder, packaged
 from .counterfactual import explain, summarise
 from .results import Table, record
 from .evaluation import CONTROLS, evaluate, measure, read_pairs, save_pairs
@@ -36,7 +37,9 @@ from .report import write_report
 # %% ../nbs/20_cli.ipynb #7ed4ae35
 @contextmanager
 def user_errors():
-    "Turn bad input into one line on standard error and exit status 2; Ctrl-C into status 130."
+    "Turn bad input into one line on standard error and exit status 2; Ctrl-C into status 130. A console that lacks a character never ends a command."
+    for f in (sys.stdout, sys.stderr):
+        if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
     try: yield
     except HxError as e: _quit(f'error: {e}', 2)
     except KeyboardInterrupt: _quit('stopped', 130)
@@ -114,6 +117,7 @@ def hx_classifier(
     "Train the classifier that will be explained, and print its report card beside what colour alone reaches."
     with user_errors():
         if Path(out).suffix != '.safetensors': raise HxError(f'{out}: expected a file name that ends in .safetensors')
+        writable(out)
         clf = train_classifier(TileStore(store), arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr, patience=patience, seed=seed, stain_jitter=bool(stain_jitter),
                                callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, tuning tiles: NLL {r['tune_nll']:.3f}, accuracy {r['tune_accuracy']:.3f}"))
         clf.save(out)
@@ -162,6 +166,15 @@ def continued(given:dict, ckpt):
     return cfg
 
 # %% ../nbs/20_cli.ipynb #a5ac004d
+def _classifier(path, store):
+    "A classifier from a file, for a store: a program that does not say what it looks at is given tiles of the store's size."
+    p = Path(path)
+    if p.suffix == '.safetensors': return Classifier.load(p)
+    if p.suffix in ('.pt', '.ts', '.pt2', '.onnx'):
+        print(f'{p.name}: does not say its classes and size: taken for {", ".join(store.classes)} at {store.size} px, with the normalisation of ImageNet')
+        return Classifier.load(p, classes=store.classes, size=store.size)
+    return Classifier.load(path, classes=store.classes)
+
 @call_parse
 def hx_train(
     dataset:str,                   # tile store
@@ -221,7 +234,7 @@ def hx_train(
         cfg = continued(given, ckpt)
         clf = None
         if classifier_ckpt is not None:
-            clf = Classifier.load(classifier_ckpt, classes=None if classifier_ckpt.endswith('.safetensors') else TileStore(dataset).classes)
+            clf = _classifier(classifier_ckpt, TileStore(dataset))
             if classifier_nof_classes not in (None, len(clf.classes)): raise HxError(f'{classifier_ckpt}: has {len(clf.classes)} classes, --classifier_nof_classes says {classifier_nof_classes}')
         elif ckpt is not None and cfg.arch != 'stylegan2':
             own = (Path(ckpt) if Path(ckpt).is_dir() else Path(ckpt).parent.parent)/'model'/'classifier.safetensors'
@@ -241,13 +254,28 @@ def _pictures(paths, explainer, n):
             some, called = _held_out(TileStore(p), n)
             images += some; names += called
         elif p.is_dir():
-            files = sorted(q for q in p.rglob('*') if q.suffix.lower() in SUFFIXES and not any(part.startswith('.') for part in q.relative_to(p).parts))
+            files = picture_files(p)
             if not files: raise HxError(f'{p}: no pictures ({", ".join(SUFFIXES)}) in this folder')
-            images += files; names += [q.relative_to(p).as_posix() for q in files]
+            images += files; names += [_printable(q.relative_to(p).as_posix()) for q in files]
         else:
             if not p.is_file(): raise HxError(f'{p}: no such picture, folder or tile store')
-            images.append(p); names.append(p.name)
+            images.append(p); names.append(_printable(p.name))
     return (images[:n], names[:n]) if n else (images, names)
+
+def _printable(name):
+    "A file's name as text: bytes that are no UTF-8 are shown as such."
+    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
+def _readable(images, names):
+    "The pictures that can be read, and a line about every other."
+    good, why = [], ''
+    for im, name in zip(images, names):
+        try: good.append((as_picture(im), name))
+        except HxError as e:
+            why = why or str(e)
+            if len(images) > 1: print(f'left out: {_printable(str(e))}', file=sys.stderr)
+    if images and not good: raise HxError(f'none of {len(images)} pictures can be read; the first: {_printable(why)}')
+    return good
 
 def _held_out(store, n):
     "Held-out tiles of a store (all of them where none is held out), evenly from all classes."
@@ -294,6 +322,7 @@ def hx_explain(
     "Explain decisions: counterfactuals of pictures, judged as uint8, with a self-contained HTML report."
     with user_errors():
         if cards < 1: raise HxError(f'--cards {cards}: expected 1 or more')
+        for path in (out, csv, json): path and writable(path)
         ex = Explainer.from_run(model, device) if (Path(model)/'model').is_dir() else Explainer.load(model, device)
         clf = Classifier.load(classifier) if classifier else None
         asked = dict(target=target, p=p, method=method, question=question, closeness=closeness, hold=() if hold == 'none' else tuple(hold.split(',')), views=views)
@@ -305,17 +334,17 @@ def hx_explain(
         show = {i for i in np.linspace(0, len(imgs) - 1, min(cards, len(imgs))).astype(int)}
         cfs, shown = [], []
         for i in progress(range(0, len(imgs), 64)):
-            some = range(i, min(i + 64, len(imgs)))
-            for part, f in ([k for k in some if k in show], frames), ([k for k in some if k not in show], 0):
+            good = _readable(imgs[i:i + 64], [(names[k], k in show) for k in range(i, min(i + 64, len(imgs)))])
+            for part, f in ([g for g in good if g[1][1]], frames), ([g for g in good if not g[1][1]], 0):
                 if not part: continue
-                found = explain(ex, [imgs[k] for k in part], frames=f, classifier=clf, **asked)
-                for c, k in zip(found, part): c.name = str(names[k])
+                found = explain(ex, [a for a, _ in part], frames=f, classifier=clf, **asked)
+                for c, (_, (name, _)) in zip(found, part): c.name = str(name)
                 if png:
                     for c in found:
                         if c.success: write_png(Path(png)/Path(c.name).with_suffix('.png'), c.counterfactual)
                 if table: table.add(found)
-                if f: shown += found
-                cfs += found if f else [_light(c) for c in found]
+                if part[0][1][1]: shown += found
+                cfs += found if part[0][1][1] else [_light(c) for c in found]
         if not cfs: print(f'{csv}: all of the {len(table.done)} pictures are in it already'); return
         if json: write_json(json, dict(settings=settings, results=table.rows() if table else [record(c) for c in cfs]))
         s = summarise(cfs)

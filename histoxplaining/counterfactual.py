@@ -14,9 +14,9 @@ import numpy as np, torch
 import torch.nn.functional as F
 from .files import DataError, HxError
 from .features import LPIPS
-from .images import from_uint8, hed, optical_density, to_uint8
+from .images import from_uint8, hed, optical_density, resize, to_uint8
 from .classifier import log_odds
-from .explainer import Code, Explainer, as_batch
+from .explainer import Code, Explainer, as_batch, as_pictures
 from .latents import NoDirection
 from .ways import Ask, Edit, Trial, answer, crossing, differentiable, edge, in_views, methods, moved, search
 from .ways import direction, gradient, sefa
@@ -26,7 +26,7 @@ from .carry import carry_detail, refine as refined
 def _none(): return np.zeros((0,), np.float32)
 
 class Reason(str):
-    "Why there is no answer, in words; `code` is what to count by: 'already', 'outside', 'reconstruction', 'limit', 'below' or 'no method'. Empty on success."
+    "Why there is no answer, in words; `code` is what to count by: 'already', 'size', 'outside', 'reconstruction', 'limit', 'below' or 'no method'. Empty on success."
     def __new__(cls, code='', text=''):
         self = super().__new__(cls, text)
         self.code = code
@@ -301,10 +301,25 @@ def diverse(
 REFINE = 30   # steps of refinement, where the reconstruction is judged otherwise than the tile
 
 def _inputs(explainer, images, seeds):
-    "Names, originals (or None), and codes."
-    if seeds is not None: return [f'seed {s}' for s in seeds], None, Code(explainer.mapping(seeds), explainer.layouts(seeds))
-    x, names = as_batch(images, explainer.size)
-    return names, to_uint8(x), explainer.code(x)
+    "Names, pictures at their own sizes (or None), the same at the model's size (or None), and codes."
+    if seeds is not None: return [f'seed {s}' for s in seeds], None, None, Code(explainer.mapping(seeds), explainer.layouts(seeds))
+    if isinstance(images, torch.Tensor) and images.shape[-1] == explainer.size:
+        x, names = as_batch(images, explainer.size)
+        return names, None, to_uint8(x), explainer.code(x)
+    own, names = as_pictures(images)
+    small = np.stack([resize(a, explainer.size) for a in own])
+    return names, own, small, explainer.code(small)
+
+@torch.no_grad()
+def _of_files(explainer, own, of_copies, ask):
+    "Logits of pictures at the size that the classifier looks at, made from their own size and not from the copy at the model's."
+    reads = getattr(ask.judge(explainer), 'size', explainer.size)
+    logits = of_copies.clone()
+    other = [i for i, a in enumerate(own or ()) if len(a) != explainer.size]
+    for i in range(0, len(other), 64):
+        j = other[i:i + 64]
+        logits[j] = explainer.logits(np.stack([resize(own[k], reads) for k in j]), ask.classifier)
+    return logits
 
 def _refined(explainer, originals, code, idx, steps, classifier):
     "Codes of which some are refined, and which; `code` stays as it is."
@@ -329,12 +344,14 @@ def _check(explainer, images, seeds, method, p, n, space, classifier, carry, vie
     if question not in ('needed', 'typical'): raise HxError(f"question '{question}': expected 'needed' (by the classifier) or 'typical' (of the class)")
     if (images is None) == (seeds is None): raise HxError('expected pictures or seeds, one of them')
     if carry and seeds is not None: raise HxError('carry: a generated picture has no detail that the generator missed')
+    if classifier is not None and not hasattr(classifier, 'classes'): raise HxError(f'classifier: expected a Classifier, found {type(classifier).__name__}: wrap it with Classifier.load(model, classes=[...], size=...)')
     if classifier is not None and tuple(classifier.classes) != explainer.classes: raise HxError(f'the other classifier knows {", ".join(classifier.classes)}, the model {", ".join(explainer.classes)}')
     if explainer.reference is None: raise HxError('this model has no reference sample: call explainer.refer(store.train) first')
 
-def _abstain(cf, says, real):
+def _abstain(cf, says, real, small, sizes):
     "A `Reason` not to look for an answer, or an empty one."
     if cf.source == cf.target: return Reason('already', f'the classifier already says {cf.target} (p = {cf.p_original if real else cf.p_reconstruction:.2f})')
+    if small != cf.source: return Reason('size', f'the classifier says {cf.source} of the picture at its own size ({sizes[0]} px), but {small} of its copy at the {sizes[1]} px of this model')
     if real and cf.distance > cf.limit: return Reason('outside', f'the tile lies outside the encoded tissue (distance {cf.distance:.1f}, 99.5 % of tiles are within {cf.limit:.1f})')
     if says != cf.source and not cf.carried: return Reason('reconstruction', f'the reconstruction alone changes the decision to {says}')
     return Reason()
@@ -399,32 +416,33 @@ def explain(
     if isinstance(classifier, torch.nn.Module): classifier = classifier.frozen().to(explainer.device)
     ask = Ask(0, 0, p, views, hold, space, classifier, n, closeness, question == 'typical', seed)
     start = time.perf_counter()
-    names, originals, code = _inputs(explainer, images, seeds)
-    known = _known(explainer, originals, code, ask, refine, carry)
+    names, own, originals, code = _inputs(explainer, images, seeds)
+    known = _known(explainer, own, originals, code, ask, refine, carry)
     if target == 'all':
         per = {k: _explain(explainer, names, originals, *known, k, ask, method, carry, frames, scan, start) for k in explainer.classes}
         first = lambda v: v[0] if n > 1 else v
         return [{k: v[i] for k, v in per.items() if first(v[i]).source != k} for i in range(len(names))]
     return _explain(explainer, names, originals, *known, target, ask, method, carry, frames, scan, start)
 
-def _known(explainer, originals, code, ask, refine, carry):
-    "What does not depend on the target: codes (refined where that is needed), reconstructions, logits of both, and which were refined."
+def _known(explainer, own, originals, code, ask, refine, carry):
+    "What does not depend on the target: codes (refined where that is needed), reconstructions, logits of files, of their copies and of reconstructions, which were refined, and the files' sizes."
     if originals is not None and refine: code = _refined(explainer, originals, code, list(range(len(code))), refine, ask.classifier)
     recon = explainer.render(code)
     logits = explainer.logits(recon, ask.classifier)
-    if originals is None: return code, recon, logits, logits, set()
-    of_tiles, T = explainer.logits(originals, ask.classifier), ask.judge(explainer).temperature
+    if originals is None: return code, recon, logits, logits, logits, set(), None
+    of_files, of_tiles, T = None, explainer.logits(originals, ask.classifier), ask.judge(explainer).temperature
+    of_files = _of_files(explainer, own, of_tiles, ask)
     off = [] if refine is not None or carry or not hasattr(explainer, 'G') else _disagree((of_tiles / T).softmax(1), (logits / T).softmax(1))
     if off:
         code = _refined(explainer, originals, code, off, REFINE, ask.classifier)
         recon[off] = explainer.render(code[off])
         logits[off] = explainer.logits(recon[off], ask.classifier)
-    return code, recon, of_tiles, logits, set(off)
+    return code, recon, of_files, of_tiles, logits, set(off), None if own is None else [len(a) for a in own]
 
-def _explain(explainer, names, originals, code, recon, of_tiles, of_recon, off, target, ask, method, carry, frames, scan, start):
+def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_recon, off, sizes, target, ask, method, carry, frames, scan, start):
     "Results for one target, in the order of the pictures."
     T = ask.judge(explainer).temperature
-    p_orig, p_recon = ((v / T).softmax(1) for v in (of_tiles, of_recon))
+    p_orig, p_small, p_recon = ((v / T).softmax(1) for v in (of_files, of_tiles, of_recon))
     sources, targets = _decided(explainer, p_orig, target)
     distance, limit = explainer.reference.distance(code.mean).tolist(), edge(explainer)
     cfs, out = [], []
@@ -432,7 +450,7 @@ def _explain(explainer, names, originals, code, recon, of_tiles, of_recon, off, 
         cf = Counterfactual(names[i], explainer.classes, explainer.classes[s], explainer.classes[t], ask.p, method, None if originals is None else originals[i], recon[i],
                             p_original=float('nan') if originals is None else float(p_orig[i, t]), p_reconstruction=float(p_recon[i, t]), distance=distance[i], limit=limit,
                             w=np.repeat(code.mean[i:i + 1].cpu().numpy(), 2, 0), carried=carry, refined=i in off)
-        cf.reason = _abstain(cf, explainer.classes[int(p_recon[i].argmax())], originals is not None)
+        cf.reason = _abstain(cf, explainer.classes[int(p_recon[i].argmax())], originals is not None, explainer.classes[int(p_small[i].argmax())], (sizes[i] if sizes else explainer.size, explainer.size))
         cfs.append(cf); out.append([cf])
     for s, t in sorted({(sources[i], targets[i]) for i, c in enumerate(cfs) if not c.reason}):
         idx = [i for i, c in enumerate(cfs) if not c.reason and (sources[i], targets[i]) == (s, t)]

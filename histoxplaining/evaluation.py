@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from .files import DataError, HxError, atomic_write, progress, stream
 from .images import SUFFIXES, dihedral, from_uint8, hed, read_image, resize, to_uint8, write_png
+from .sources import picture_files
 from .tiles import TileStore
 from .classifier import Classifier, predict, train_classifier
 from .features import Features, FeatureSet, Lite0Distance, feature_set, features as get_features, fingerprint, perceptual
@@ -92,12 +93,12 @@ def save_pairs(
 
 def _by_name(folder):
     "Pictures of a folder by what they are called without their ending."
-    return {p.relative_to(folder).with_suffix('').as_posix(): p for p in sorted(folder.rglob('*')) if p.suffix.lower() in SUFFIXES} if folder.is_dir() else {}
+    return {p.relative_to(folder).with_suffix('').as_posix(): p for p in picture_files(folder)} if folder.is_dir() else {}
 
 def _asked(folder, names, classes):
     "Target and reason of each name from pairs.csv; None where it does not say."
     if not (folder/'pairs.csv').is_file(): return [None] * len(names), [''] * len(names)
-    with open(folder/'pairs.csv', newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    with open(folder/'pairs.csv', newline='', encoding='utf-8-sig') as f: rows = list(csv.DictReader(f))
     if rows and 'name' not in rows[0]: raise DataError(f"{folder/'pairs.csv'}: expected the columns name, target, reason, found {', '.join(rows[0])}")
     said = {Path(r['name']).with_suffix('').as_posix(): r for r in rows}
     wrong = sorted({r['target'] for r in rows if r.get('target') and r['target'] not in classes})

@@ -15,8 +15,9 @@ from pathlib import Path
 from unittest import mock
 import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
-from .files import CheckpointError, DataError, HxError, draw, fetch, find_weights, load_meta, load_tensors, progress, save_tensors, sha256
+from .files import CheckpointError, DataError, HxError, cache_root, draw, fetch, find_weights, load_meta, load_tensors, progress, save_tensors, sha256
 from .images import SUFFIXES, from_uint8, read_image, resize, to_uint8
+from .sources import picture_files
 from .tiles import TileStore
 from .classifier import Classifier, backbone
 from .checkpoints import PixelRange
@@ -251,7 +252,7 @@ def _store_set(store):
     return PictureSet(len(store), lambda ids: np.stack([store[int(i)][0] for i in ids]), about, store.labels, store.classes)
 
 def _folder_set(path):
-    files = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
+    files = picture_files(path)
     if not files: raise DataError(f'{path}: no pictures ({", ".join(SUFFIXES)})')
     shape = read_image(files[0]).shape
     def read(ids):
@@ -335,7 +336,7 @@ class FeatureSet:
 
 def cache_folder():
     "Where feature vectors are kept: `$HX_CACHE/features`, else `~/.cache/histoxplaining/features`."
-    return Path(os.environ.get('HX_CACHE') or Path.home()/'.cache'/'histoxplaining')/'features'
+    return cache_root()/'features'
 
 def feature_batches(pictures, f, indices=None, batch=64):
     "Vectors of a set, batch by batch, in order: nothing is kept."

@@ -12,7 +12,7 @@ import io, math
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from .files import DataError, atomic_write
 
 # %% ../nbs/01_images.ipynb #38381e7c
@@ -33,26 +33,56 @@ def from_uint8(
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(a, -1, -3))).float().div_(127.5).sub_(1)
 
 # %% ../nbs/01_images.ipynb #9ef0100d
-FORMATS = ('PNG', 'JPEG', 'TIFF')                      # what is decoded; anything else is refused
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff')  # what a folder of tiles is searched for
+FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'JPEG2000')   # what is decoded; anything else is refused
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '.jp2')  # what a folder of tiles is searched for
 MAX_PIXELS = 64 * 2**20                                # a tile larger than 8192 x 8192 is taken for a decompression bomb
+
+def _one_page(im, name):
+    "Turn to the page that is the picture: reduced copies are passed over, three grey channel pages are put together. Raises `DataError` for a stack."
+    n = getattr(im, 'n_frames', 1)
+    if n == 1 or im.format != 'TIFF': return im
+    pages, ome = [], 'SizeC="3"' in str(im.tag_v2.get(270, ''))
+    for k in range(n):
+        im.seek(k)
+        if not int(im.tag_v2.get(254, 0)) & 1: pages.append((k, im.size, im.mode))
+    im.seek(pages[0][0] if pages else 0)
+    if ome and [(s, m) for _, s, m in pages] == [(im.size, 'L')] * 3: return Image.merge('RGB', [_page(im, k) for k, *_ in pages])
+    if all(w < im.width and h < im.height for _, (w, h), _ in pages[1:]): return im          # a pyramid
+    raise DataError(f'{name}: holds {len(pages)} pages ({", ".join(f"{w}x{h} {m}" for _, (w, h), m in pages[:4])}), of which none says that it is a copy of another; save each as a file of its own')
+
+def _page(im, k):
+    im.seek(k)
+    return im.copy()
+
+def _sixteen_bits(im):
+    "Whether the file has sixteen bits per channel: they are brought to eight by their upper half."
+    return any('16' in str(t[3][0] if isinstance(t[3], tuple) else t[3]) for t in getattr(im, 'tile', []) if len(t) > 3 and t[3])
+
+def _on_white(im):
+    "Without transparency, laid on white. Alpha of 0 and 1 is a mask and not an opacity."
+    im = im.convert('RGBA')
+    if im.getchannel('A').getextrema()[1] == 1: im.putalpha(im.getchannel('A').point(lambda v: 255 * v))
+    return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
 
 def read_image(
     source,                    # path, or the bytes of a file
     name:str|None=None,        # what to call it in errors
     max_pixels:int=MAX_PIXELS, # larger pictures are refused before decoding
 )->np.ndarray:
-    "Read a PNG, JPEG or TIFF as uint8 RGB `[H, W, 3]`; grey becomes RGB, alpha is laid on white. Raises `DataError` with the file's name."
+    "Read a picture as uint8 RGB `[H, W, 3]`, the way viewers show it: turned by its orientation tag, grey and CMYK as RGB, alpha on white. Raises `DataError` with the file's name."
     name = name or (str(source) if isinstance(source, (str, Path)) else 'image')
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as im:
             if im.width * im.height > max_pixels: raise DataError(f'{name}: {im.width}x{im.height} pixels, more than the {max_pixels} allowed')
+            im, deep = _one_page(im, name), _sixteen_bits(im)
+            if im.width * im.height > max_pixels: raise DataError(f'{name}: {im.width}x{im.height} pixels, more than the {max_pixels} allowed')
             im.load()
-            if im.mode in ('RGBA', 'LA', 'PA') or 'transparency' in im.info:
-                im = im.convert('RGBA')
-                im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-            if im.mode not in ('RGB', 'RGBA', 'L', 'P', '1'): raise DataError(f'{name}: mode {im.mode}, expected 8-bit RGB, RGBA or grey')
-            return np.asarray(im.convert('RGB'))
+            im = ImageOps.exif_transpose(im)
+            if im.mode in ('RGBA', 'LA', 'PA') or 'transparency' in im.info: im = _on_white(im)
+            if im.mode not in ('RGB', 'RGBA', 'L', 'P', '1', 'CMYK'): raise DataError(f'{name}: mode {im.mode}, expected 8-bit RGB, RGBA, CMYK or grey')
+            a = np.asarray(im.convert('RGB'))
+            if deep and a.max() < 16: raise DataError(f'{name}: has 16 bits per channel, of which the upper four are not used (12-bit values?); scale it to its full range, or save it with 8 bits')
+            return a
     except DataError: raise
     except FileNotFoundError: raise DataError(f'{name}: no such file') from None
     except Image.DecompressionBombError as e: raise DataError(f'{name}: refused: {e}') from None

@@ -237,6 +237,8 @@ class LatentMap:
         w = w.float().cpu()
         if w.ndim != 2 or len(w) < 3: raise HxError(f'a map needs three or more codes [n, w_dim], found {list(w.shape)}')
         if method not in ('umap', 'pca'): raise HxError(f"method '{method}': expected umap or pca")
+        if not torch.isfinite(w).all(): raise HxError(f'{int((~torch.isfinite(w)).any(1).sum())} of {len(w)} codes are not finite: there is no map of them')
+        if not (w - w[0]).any(): raise HxError(f'all {len(w)} codes are the same: there is no map of one point')
         mean = w.mean(0)
         _, sv, V = torch.linalg.svd((w - mean).double(), full_matrices=False)    # the same bits once it is float32 again: UMAP makes much of the last one
         k = int(min(components, (sv > 1e-5 * sv[0]).sum()))
@@ -301,3 +303,6 @@ def _umap(codes, neighbours, seed):
             from umap import UMAP
             return 'umap', torch.from_numpy(np.asarray(UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(codes.numpy()), np.float32))
     except ImportError: return 'pca', None
+    except (RuntimeError, OSError) as e:                               # numba finds no place for its cache
+        print(f'UMAP cannot run here ({str(e).splitlines()[0][:120]}): the map shows principal components')
+        return 'pca', None

@@ -98,8 +98,10 @@ def _folder(path):
 
 def _caches():
     "Where compiled operators are kept, and where else when that cannot be written."
-    home = os.environ.get('TORCH_EXTENSIONS_DIR') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'torch_extensions'
-    return [Path(home)/'histoxplaining', Path(tempfile.gettempdir())/f"histoxplaining-{os.getuid()}"]
+    given, spare = os.environ.get('TORCH_EXTENSIONS_DIR'), Path(tempfile.gettempdir())/f'histoxplaining-{os.getuid()}'
+    try: home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'torch_extensions'
+    except RuntimeError: home = None                               # this user has no home
+    return [Path(p)/'histoxplaining' for p in (given or home,) if p] + [spare]
 
 @contextlib.contextmanager
 def _locked(path):

@@ -16,7 +16,7 @@ from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from .files import CheckpointError, HxError, draw, stream, write_json
 from .images import grid, style, to_uint8, write_png
 from .tiles import Batches, TileStore
-from .classifier import Classifier
+from .classifier import Classifier, check_names
 from .networks import Discriminator, Generator
 from .checkpoints import PixelRange, RunDir, load_model, load_network, load_state, save_model
 from .interop import convert
@@ -139,7 +139,8 @@ def _prepare(cfg, state, classifier):
         clf = classifier if isinstance(classifier, Classifier) else Classifier.load(classifier)
         if tuple(clf.classes) != tuple(store.classes): raise HxError(f'the classifier knows {", ".join(clf.classes)}; the tiles of {cfg.data} are {", ".join(store.classes)}')
         clf = clf.frozen().to(cfg.device)
-        if clf.arch is None: raise HxError('the classifier has no architecture name, so it could not be saved with the model: build it with Classifier.load from a timm or torchvision name')
+        if rank() == 0: check_names(clf, store)
+        if not clf.portable and rank() == 0: print('the classifier has no architecture name and is no TorchScript program: it does not travel with the model and has to be given again at loading')
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)                                    # initial weights
         st = TrainState(cfg, len(store.classes))
