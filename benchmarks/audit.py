@@ -1,17 +1,18 @@
 """Explanations against known causes: one model of procedural tissue in which glands and stain vary independently, three classifiers that learnt different things from it.
 
-    python benchmarks/audit.py --work FOLDER [--tiles 3000] [--kimg 20] [--n 100] [--methods direction,prototype+layout] [--p 0.9999] [--hold stain] [--seed 0] [--out FILE.json]
+    python benchmarks/audit.py --work FOLDER [--tiles 3000] [--kimg 20] [--translator_kimg 10] [--n 100] [--methods translate,direction,prototype+layout] [--p 0.9999] [--hold stain] [--all] [--seed 0] [--out FILE.json]
 
 `gland` learns from labels that glands decide, `stain` from labels that stain decides, `both` from tissue in which the two agree at correlation 0.9: what that one looks at is not told, it is measured (by rendering the
 same tiles with one of them changed). Sanity: an edit for a classifier with permuted labels or permuted weights (five times) beside one for a classifier trained again from another seed. What exists in --work is kept, so that an
-interrupted run goes on. The model starts from `colon-64`, which has learnt to draw tissue, and the factor reader is accustomed to its hand. `+layout` after a method's name lets it move the layout code too. Prints the tables, and as the last line one JSON object."""
+interrupted run goes on. The model starts from `colon-64`, which has learnt to draw tissue, and the factor reader is accustomed to its hand. `+layout` after a method's name lets it move the layout code too.
+`translate` has a translator of its own for each classifier, trained with nothing held. --all counts every factor, also those that the reader cannot tell. Prints the tables, and as the last line one JSON object."""
 import argparse, json, time
 from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
 
-from histoxplaining.audit import GROUPS, _towards, accustomed, audit, edit_similarity, mirrored, movements, randomised, shortcut_report
-from histoxplaining.checkpoints import RunDir
+from histoxplaining.audit import GROUPS, READABLE, _towards, accustomed, audit, edit_similarity, mirrored, movements, randomised, shortcut_report
+from histoxplaining.checkpoints import RunDir, load_network
 from histoxplaining.classifier import Classifier, train_classifier
 from histoxplaining.explainer import Explainer
 from histoxplaining.files import HxError, write_json
@@ -20,6 +21,7 @@ from histoxplaining.metrics import _plain
 from histoxplaining.synthetic import CLASSES, FACTORS, draw_factors, relative_factors, render, synthetic_tiles
 from histoxplaining.tiles import TileStore
 from histoxplaining.training import TrainConfig, train
+from histoxplaining.translator import Translator
 
 
 SIZE = 64   # of the model that is started from
@@ -51,15 +53,28 @@ def crosstalk(ex, reader, n, seed=7):
     return {g: {k: round(float(v.mean()), 3) for k, v in movements(before, made(names), towards[g], spread, GROUPS | {k: (k,) for k in FACTORS}, reader).items()} for g, names in GROUPS.items()}
 
 
+def translator(root, name, run, store, clf, kimg):
+    "A translator for one classifier, trained with nothing held."
+    out = root/f'translator_{name}'
+    done = RunDir(out).latest() if out.exists() else None
+    if done is None or done['nimg'] < round(kimg * 1000):
+        cfg = TrainConfig(data=str(store.path), arch='translator', init=str(run.model), kimg=kimg, snap_kimg=2, stain_weight=0., plane_weight=0.)
+        train(cfg, out, clf, ckpt=out if done else None, quiet=True)
+    return load_network(Translator, RunDir(out).model/'translator.safetensors')
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--work', type=Path, required=True)
     p.add_argument('--tiles', type=int, default=3000)
     p.add_argument('--kimg', type=float, default=20)
+    p.add_argument('--translator_kimg', type=float, default=10)
+    p.add_argument('--all', action='store_true', help='count every factor, also those that the reader cannot tell')
+    p.add_argument('--question', default='needed'); p.add_argument('--closeness', type=float, default=.25)
     p.add_argument('--p', type=float, default=.9999, help='asked: about what the classifiers say of a typical tile of the class')
     p.add_argument('--hold', default='', help='comma-separated; default: nothing')
     p.add_argument('--n', type=int, default=100, help='fresh tiles to explain')
-    p.add_argument('--methods', default='direction,gradient+layout,prototype+layout')
+    p.add_argument('--methods', default='translate,direction,gradient+layout,prototype+layout')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out')
     a = p.parse_args()
@@ -83,6 +98,11 @@ def main():
         train(cfg, run, clfs['gland'], ckpt=run if done else None)
     ex = Explainer.from_run(run)
     ex.refer(stores['gland'].train, len(stores['gland']))
+    translators = {}
+    if 'translate' in a.methods:
+        for k, clf in clfs.items():
+            say(f'translator, {k}')
+            translators[k] = translator(root, k, RunDir(run), stores['gland'], clf, a.translator_kimg)
     say('reader')
     reader = accustomed(ex)
     out = dict(tiles=a.tiles, size=SIZE, p=a.p, hold=a.hold, seed=a.seed, nimg=ex.card['nimg'], n=a.n, accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, crosstalk=crosstalk(ex, reader, a.n), audits=[], failed={}, sanity={}, shortcuts=[])
@@ -91,7 +111,9 @@ def main():
         name, _, layout = m.partition('+')
         for k, clf in clfs.items():
             say(f'{m}, {k}')
-            try: table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n, method=name, space='w+layout' if layout else 'w', p=a.p, hold=tuple(h for h in a.hold.split(',') if h), reader=reader, factors=True, seed=1000 + a.seed)
+            ex.translator = translators.get(k)
+            try: table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n, method=name, space='w+layout' if layout else 'w', p=a.p, hold=tuple(h for h in a.hold.split(',') if h), reader=reader, factors=True, readable=-1 if a.all else READABLE,
+                question=a.question, closeness=a.closeness, seed=1000 + a.seed)
             except HxError as e: out['failed'][f'{m}, {k}'] = str(e); print(e); continue
             print(table.table())
             out['audits'] += [dict(method=m, classifier=k, **{x: _plain(r.record).get(x) for x in ('metric', 'class', 'value', 'interval', 'verdict', 'answered', 'cause', 'p', 'reader_r', 'unread')}) for r in table]

@@ -120,6 +120,7 @@ def audit(
     p:float=.99,             # asked: a convincing change, for the smallest one stops where the classes meet
     factors:bool=False,      # also each factor by itself
     reader=None,             # a `FactorReader`, best one that is `accustomed` to the model; default: the one that comes with the package
+    readable:float=READABLE, # factors whose reading correlates less with the truth are left out of their group; -1: every factor counts
     boots:int=1000,
     seed:int=1000,           # of the tiles
     **options,               # further ones of `explain`
@@ -137,7 +138,7 @@ def audit(
     with torch.no_grad(): spread = torch.cat([reader(v) for v in seen.split(64)])
     known = relative_factors({k: np.array([f[k] for _, f in drawn], np.float32) for k in FACTORS})
     reads = lambda names: float(np.corrcoef(*(_towards(u)[:, [list(FACTORS).index(k) for k in names]].mean(1) for u in (spread, known)))[0, 1])
-    unread = {n for n in FACTORS if reads((n,)) < READABLE}
+    unread = {n for n in FACTORS if reads((n,)) < readable}
     read = {k: tuple(n for n in names if n not in unread) or names for k, names in groups.items()}
     moved = movements(np.stack([c.reconstruction for c in ok]), np.stack([c.counterfactual for c in ok]), [1 if c.target == 'tumour' else -1 for c in ok], spread, read, reader)
     main = {'gland': 'glands', 'stain': 'stain'}.get(cause, cause) or max(('glands', 'stain'), key=lambda k: truth[k, 'classifier reacts'])

@@ -160,7 +160,7 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         self.model, self.classes, self.size, self.temperature = model, ordered_classes(classes), int(size), float(temperature)
-        self.arch, self.report, self.output, self.column, self.grey = arch, report or {}, output, column, grey
+        self.arch, self.report, self.output, self.column, self.grey, self.detached = arch, report or {}, output, column, grey, False
         if output not in OUTPUTS[1:]: raise DataError(f"output: expected one of {', '.join(OUTPUTS[1:])}, found {output!r}")
         for k, v in (('mean', constants('mean', mean)), ('std', constants('std', std))): self.register_buffer(k, torch.tensor(v).view(1, 3, 1, 1), persistent=False)
         quiet(model)
@@ -170,7 +170,7 @@ class Classifier(nn.Module):
     )->torch.Tensor:
         "Logits `[N, classes]`, before the temperature. Raises `DataError` when the input or the model's output has another form."
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point(): raise DataError(f'expected float pictures [N, 3, H, W] in [-1, 1], found {x.dtype} {list(x.shape)}')
-        return self.read(self.model(self.normalised(x)), len(x))
+        return self.read(self.model(self.normalised(x.detach() if self.detached else x)), len(x))
 
     def read(self, out, n:int)->torch.Tensor:
         "Logits `[n, classes]` from what the model gave for n pictures. Raises `DataError`."
@@ -280,7 +280,7 @@ def _load_densenet(path, classes):
     "A bare state dict of torchvision's DenseNet-121 with a linear head."
     state = _state(path)
     if not {'features.conv0.weight', 'classifier.weight'} <= state.keys():
-        raise CheckpointError(f'{path}: not a DenseNet-121 state dict (no features.conv0.weight and classifier.weight); pass the name of the architecture and this file as weights=')
+        raise CheckpointError(f'{path}: does not say of what network its weights are, and is not a DenseNet-121 (no features.conv0.weight and classifier.weight); pass the name of the architecture and this file as weights=')
     classes = _names(classes, len(state['classifier.weight']), path)
     model = _make('densenet121', len(classes))[0]
     _fit(model, state, path)
@@ -365,6 +365,9 @@ def _understood(clf, what, output):
     if output in ('probs', 'sigmoid') and not between: raise DataError(f"{what}: output='{output}', but it gives values from {float(y.min()):.3g} to {float(y.max()):.3g}")
     clf.output = output
     clf.read(y, len(x))
+    with torch.enable_grad():
+        try: clf.detached = not bare_output(clf.model(clf.normalised(x[:2].clone().requires_grad_()))).requires_grad
+        except Exception: clf.detached = True                          # it wants numbers, not a graph
     return clf
 
 def _other_settings(clf, size, mean, std):
@@ -675,7 +678,7 @@ class _Probe(nn.Module):
 @torch.no_grad()
 def _features(f, store, size, mean, std, device, batch=128):
     "Features of all tiles: `[N, D]`, on the CPU."
-    norm, out = Classifier(f, 'ab', size, mean, std).to(device), []
+    norm, out = Classifier(f, ('a', 'b'), size, mean, std).to(device), []
     for i in progress(range(0, len(store), batch)):
         x = store.tensors(range(i, min(i + batch, len(store))))[0].to(device)
         out.append(f(norm.normalised(x)).float().cpu())

@@ -99,12 +99,12 @@ def decisions(
 )->tuple:
     "Probabilities `[N, C]`, and for each picture the class it is given and the class it should be given: two lists of indices."
     p = explainer.probabilities(pictures, classifier)
-    return p, *_decided(explainer, p, target)
+    return p, *_decided(explainer, p, target, classifier)
 
-def _decided(explainer, p, target):
+def _decided(explainer, p, target, classifier=None):
     "Classes given and asked for, from probabilities."
     order = p.argsort(1, descending=True)
-    return order[:, 0].tolist(), order[:, 1].tolist() if target == 'next' else [explainer.class_index(target)] * len(p)
+    return order[:, 0].tolist(), order[:, 1].tolist() if target == 'next' else [explainer.class_index(target, classifier)] * len(p)
 
 def _change(cf):
     "Heat map, stain maps, stain shift and area, from the picture before the edit to the final one."
@@ -345,7 +345,6 @@ def _check(explainer, images, seeds, method, p, n, space, classifier, carry, vie
     if (images is None) == (seeds is None): raise HxError('expected pictures or seeds, one of them')
     if carry and seeds is not None: raise HxError('carry: a generated picture has no detail that the generator missed')
     if classifier is not None and not hasattr(classifier, 'classes'): raise HxError(f'classifier: expected a Classifier, found {type(classifier).__name__}: wrap it with Classifier.load(model, classes=[...], size=...)')
-    if classifier is not None and tuple(classifier.classes) != explainer.classes: raise HxError(f'the other classifier knows {", ".join(classifier.classes)}, the model {", ".join(explainer.classes)}')
     if explainer.reference is None: raise HxError('this model has no reference sample: call explainer.refer(store.train) first')
 
 def _abstain(cf, says, real, small, sizes):
@@ -419,7 +418,7 @@ def explain(
     names, own, originals, code = _inputs(explainer, images, seeds)
     known = _known(explainer, own, originals, code, ask, refine, carry)
     if target == 'all':
-        per = {k: _explain(explainer, names, originals, *known, k, ask, method, carry, frames, scan, start) for k in explainer.classes}
+        per = {k: _explain(explainer, names, originals, *known, k, ask, method, carry, frames, scan, start) for k in explainer.classes_of(ask.classifier)}
         first = lambda v: v[0] if n > 1 else v
         return [{k: v[i] for k, v in per.items() if first(v[i]).source != k} for i in range(len(names))]
     return _explain(explainer, names, originals, *known, target, ask, method, carry, frames, scan, start)
@@ -443,14 +442,15 @@ def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_re
     "Results for one target, in the order of the pictures."
     T = ask.judge(explainer).temperature
     p_orig, p_small, p_recon = ((v / T).softmax(1) for v in (of_files, of_tiles, of_recon))
-    sources, targets = _decided(explainer, p_orig, target)
+    sources, targets = _decided(explainer, p_orig, target, ask.classifier)
+    classes = explainer.classes_of(ask.classifier)
     distance, limit = explainer.reference.distance(code.mean).tolist(), edge(explainer)
     cfs, out = [], []
     for i, (s, t) in enumerate(zip(sources, targets)):
-        cf = Counterfactual(names[i], explainer.classes, explainer.classes[s], explainer.classes[t], ask.p, method, None if originals is None else originals[i], recon[i],
+        cf = Counterfactual(names[i], classes, classes[s], classes[t], ask.p, method, None if originals is None else originals[i], recon[i],
                             p_original=float('nan') if originals is None else float(p_orig[i, t]), p_reconstruction=float(p_recon[i, t]), distance=distance[i], limit=limit,
                             w=np.repeat(code.mean[i:i + 1].cpu().numpy(), 2, 0), carried=carry, refined=i in off)
-        cf.reason = _abstain(cf, explainer.classes[int(p_recon[i].argmax())], originals is not None, explainer.classes[int(p_small[i].argmax())], (sizes[i] if sizes else explainer.size, explainer.size))
+        cf.reason = _abstain(cf, classes[int(p_recon[i].argmax())], originals is not None, classes[int(p_small[i].argmax())], (sizes[i] if sizes else explainer.size, explainer.size))
         cfs.append(cf); out.append([cf])
     for s, t in sorted({(sources[i], targets[i]) for i, c in enumerate(cfs) if not c.reason}):
         idx = [i for i, c in enumerate(cfs) if not c.reason and (sources[i], targets[i]) == (s, t)]

@@ -322,7 +322,7 @@ class Question:
         "An answer to it: pictures where something was found."
         found = np.ones(len(self.original), bool) if found is None else np.asarray(found, bool)
         start = self.start if start is None else start
-        return Pairs(name, tuple(self.explainer.classes), self.original, np.where(found[:, None, None, None], pictures, start), self.source, self.target, found, start, ['' if f else why for f in found])
+        return Pairs(name, tuple(self.classifier.classes), self.original, np.where(found[:, None, None, None], pictures, start), self.source, self.target, found, start, ['' if f else why for f in found])
 
     def reached(self, pictures):
         "Where the saved picture has the asked p: bool `[N]`."

@@ -334,11 +334,16 @@ class Explainer:
         "Calibrated class probabilities `[N, C]` of uint8 pictures `[N, H, W, 3]`, the way they would be read from disk."
         return (self.logits(pictures, classifier) / (classifier or self.classifier).temperature).softmax(1)
 
-    def class_index(self, name):
-        "Index of a class given by name or index. Raises `HxError` that lists the classes."
-        if isinstance(name, (int, np.integer)) and 0 <= name < len(self.classes): return int(name)
-        if name not in self.classes: raise HxError(f"unknown class '{name}': expected one of {', '.join(self.classes)}")
-        return self.classes.index(name)
+    def classes_of(self, classifier=None)->tuple:
+        "Classes that can be asked for: those of the classifier that is explained."
+        return tuple((classifier or self).classes)
+
+    def class_index(self, name, classifier=None):
+        "Index of a class given by name or index, among those of the classifier that is explained. Raises `HxError` that lists them."
+        classes = self.classes_of(classifier)
+        if isinstance(name, (int, np.integer)) and 0 <= name < len(classes): return int(name)
+        if name not in classes: raise HxError(f"unknown class '{name}': expected one of {', '.join(classes)}")
+        return classes.index(name)
 
 # %% ../nbs/14_explainer.ipynb #388c661d
 @patch

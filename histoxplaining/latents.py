@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'Direction', 'NoDirection', 'mean_gradient', 'steepest', 'held_gradients', 'keep_still', 'logit_difference',
-           'source_side', 'effect_curve', 'class_gradient', 'class_direction', 'generator_of', 'conditional_direction',
-           'sefa', 'LatentMap']
+           'reference_logits', 'source_side', 'effect_curve', 'class_gradient', 'class_direction', 'generator_of',
+           'conditional_direction', 'sefa', 'LatentMap']
 
 # %% ../nbs/15_latents.ipynb #e4bf1c0b
 import warnings
@@ -117,6 +117,12 @@ def logit_difference(explainer, source, target, classifier=None):
         return l[:, target] - l[:, source]
     return fn
 
+@torch.no_grad()
+def reference_logits(explainer, classifier)->torch.Tensor:
+    "What another classifier says of the pictures of the reference codes: `[n, C]`. Kept in the explainer."
+    def make(): return torch.cat([explainer.classify(explainer.generate(c.w, c.feat), classifier).cpu() for c in explainer.reference.code.to(explainer.device).split(64)])
+    return explainer.cache.get('logits of the reference', classifier, make=make)
+
 def source_side(
     explainer, source:int, target:int,
     classifier=None,         # another classifier than the explainer's own
@@ -124,7 +130,9 @@ def source_side(
 )->torch.Tensor:
     "Numbers of reference tiles on the source's side of the decision; the nearest ones to it where there are fewer than 32."
     ref = _reference(explainer)
-    margin = ref.logits[:, source] - ref.logits[:, target] if classifier is None else (ref.labels == source).float()
+    own = classifier is None or explainer.classes_of(classifier) == tuple(explainer.classes)
+    logits = ref.logits if own else reference_logits(explainer, classifier)
+    margin = logits[:, source] - logits[:, target] if classifier is None or not own else (ref.labels == source).float()
     side = (margin > 0).nonzero()[:n, 0]
     return side if len(side) >= 32 else margin.argsort(descending=True)[:32]
 
@@ -153,12 +161,13 @@ def class_direction(
     "Whitened mean gradient of the logit difference over encoded training tiles on the source's side. Kept in the explainer."
     hold = (hold,) if isinstance(hold, str) else tuple(hold)
     R = held_gradients(explainer, hold)
-    s, t = explainer.class_index(source), explainer.class_index(target)
+    s, t = explainer.class_index(source, classifier), explainer.class_index(target, classifier)
+    names = explainer.classes_of(classifier)
     def make():
         g = class_gradient(explainer, s, t, classifier, n)
         d = steepest(g, explainer.reference.covariance(), R if R.shape[1] else None)
         curve = effect_curve(explainer, d, *_codes(explainer, source_side(explainer, s, t, classifier, n)[:32]), logit_difference(explainer, s, t, classifier))
-        return Direction(f'{explainer.classes[s]} to {explainer.classes[t]}', d, 'w', hold, float(g @ d), curve)
+        return Direction(f'{names[s]} to {names[t]}', d, 'w', hold, float(g @ d), curve)
     return explainer.cache.get('class direction', s, t, hold, n, classifier, make=make)
 
 # %% ../nbs/15_latents.ipynb #014f1aae
@@ -187,12 +196,14 @@ def conditional_direction(
     seed:int=0,
 )->Direction:
     "Mean change of w when the class given to the mapping network changes (as in Lang et al. 2021, appendix; Karras et al. 2020b for the conditioning)."
-    s, t = explainer.class_index(source), explainer.class_index(target)
+    s, t, names = explainer.class_index(source, classifier), explainer.class_index(target, classifier), explainer.classes_of(classifier)
     if not generator_of(explainer).c_dim: raise HxError('this generator knows no classes: there is no conditional direction')
+    if unknown := {names[s], names[t]} - set(explainer.classes): raise NoDirection(f'conditional: the generator was not told of {", ".join(sorted(unknown))}')
+    own = [explainer.classes.index(names[k]) for k in (s, t)]
     z = torch.randn(n, explainer.G.z_dim, generator=stream(seed, 'conditional')).to(explainer.device)
     c = torch.eye(explainer.G.c_dim, device=explainer.device)
-    d = (explainer.G.mapping(z, c[[t] * n]) - explainer.G.mapping(z, c[[s] * n]))[:, 0].mean(0).cpu()
-    with torch.enable_grad(): return _as_direction(explainer, d, s, t, hold, classifier, f'class label {explainer.classes[s]} to {explainer.classes[t]}')
+    d = (explainer.G.mapping(z, c[[own[1]] * n]) - explainer.G.mapping(z, c[[own[0]] * n]))[:, 0].mean(0).cpu()
+    with torch.enable_grad(): return _as_direction(explainer, d, s, t, hold, classifier, f'class label {names[s]} to {names[t]}')
 
 def sefa(
     explainer,
@@ -203,7 +214,7 @@ def sefa(
     layers:str='',           # only affines whose name contains this, e.g. 'b16'
 )->list:
     "Directions of the largest eigenvalues of the style affines, the one that the classifier reacts to most first (Shen & Zhou 2021, eq. 7)."
-    s, t = explainer.class_index(source), explainer.class_index(target)
+    s, t = explainer.class_index(source, classifier), explainer.class_index(target, classifier)
     A = [m.weight.detach().cpu() * m.weight_gain for name, m in generator_of(explainer).synthesis.named_modules() if name.endswith('affine') and 'torgb' not in name and layers in name]
     if not A: raise HxError(f"sefa: no style layer is called '{layers}'")
     A = torch.cat(A)

@@ -418,7 +418,7 @@ def prototype(explainer, code, ask, k=12):
     if space not in ('w', 'w+layout'): raise HxError(f"prototype: the codes of tiles are w and layout: use space='w' or 'w+layout', not '{space}'")
     if space == 'w+layout' and feat is None: raise HxError("space 'w+layout': this model has no layout code")
     ref, own = explainer.reference, _convinced(explainer, ask)
-    if not len(own): raise NoDirection(f'prototype: of no reference tile does the classifier say {explainer.classes[ask.target]} with p = {ask.p:g}')
+    if not len(own): raise NoDirection(f'prototype: of no reference tile does the classifier say {explainer.classes_of(ask.classifier)[ask.target]} with p = {ask.p:g}')
     looks = explainer.cache.get('texture of the reference', make=lambda: _of_pictures(_texture, explainer, ref.code))
     root, R = ref.root.to(w), held_gradients(explainer, hold).to(w)
     sd = looks.std(0).clamp_min(1e-6)
@@ -551,14 +551,15 @@ def translate(explainer, code, ask):
     "The step of the translator that was trained for the model (room `translator`), with its layout; for several answers one per draw of noise."
     T = explainer.translator
     if T is None: raise NoDirection('translate: no translator was trained for this model: hx_translator makes one')
-    if T.n_classes != len(explainer.classes): raise HxError(f'translate: the translator knows {T.n_classes} classes, the model {len(explainer.classes)}')
+    name = explainer.classes_of(ask.classifier)[ask.target]
+    if name not in explainer.classes: raise NoDirection(f"translate: the translator was trained for {', '.join(explainer.classes)} and not for {name}: hx_translator --classifier makes one")
     ref, w, n, edits = explainer.reference, code.mean, len(code), []
     noise = torch.randn(ask.n, NOISE, generator=stream(ask.seed, 'translate')).to(w)
     noise[0] = 0                                                     # the one answer is the middle one
     root = ref.root.to(w)
     unit = None if code.feat is None else ref.feat.std((0, 2, 3)).to(w)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
     for k, z in enumerate(noise):
-        asked = Asked.one(n, ask.target, ask.typical, ask.closeness, z.expand(n, -1), w.device)
+        asked = Asked.one(n, explainer.classes.index(name), ask.typical, ask.closeness, z.expand(n, -1), w.device)
         parts = [T(w[i:i + 64], None if code.feat is None else code.feat[i:i + 64], asked[slice(i, i + 64)]) for i in range(0, n, 64)]
         dw, df = torch.cat([p[0] for p in parts]), None if code.feat is None else torch.cat([p[1] for p in parts])
         u = torch.linalg.solve_triangular(root, dw.T, upper=False).T

@@ -137,7 +137,7 @@ def test_clear_answers_where_there_is_none(toy, pink):
     assert not c.success and 'outside the encoded tissue' in c.reason and c.distance > c.limit
     with pytest.raises(HxError, match='pink, blue'): explain(toy, pink, 'violet')
     with pytest.raises(HxError, match='not finite'): explain(Toy(read=lambda img: img[:, 2, 8:].mean([1, 2]) * (float('nan') if len(img) == 3 else 1)), pink[:3], 'blue')
-    for bad in (dict(method='magic'), dict(space='z'), dict(p=1.), dict(p=.2), dict(n=0), dict(seeds=[1]), dict(classifier=SimpleNamespace(classes=('a', 'b'), temperature=1.))):
+    for bad in (dict(method='magic'), dict(space='z'), dict(p=1.), dict(p=.2), dict(n=0), dict(seeds=[1])):
         with pytest.raises(HxError): explain(toy, pink, 'blue', **bad)
     bare = Toy(); bare.reference = None
     with pytest.raises(HxError, match='refer'): explain(bare, pink, 'blue')
@@ -177,6 +177,22 @@ def test_another_classifier(toy, pink):
         moved = np.abs(c.w[1] - c.w[0])
         assert c.success and moved.argmax() == TOP
         assert (red(from_uint8(c.counterfactual[None])) / 2).softmax(1)[0, 1].item() == pytest.approx(c.p, abs=1e-5)
+
+
+def test_classes_belong_to_the_classifier(pink):
+    "Another order, other names, one class more: targets and sources are the classifier's own."
+    class Other(torch.nn.Module):
+        classes, temperature = ('azure', 'grey', 'rose'), 1.
+        def forward(self, x): v = 16 * x[:, 2, 8:].mean([1, 2]); return torch.stack([v, 0 * v - 40, 0 * v], 1)
+        def frozen(self): return self
+    class Open(Toy):
+        def classify(self, img, classifier=None): return classifier(img) if classifier else super().classify(img)
+    toy, other = Open(), Other()
+    for a, b in zip(explain(toy, pink, hold=(), classifier=other), explain(toy, pink, 'blue', hold=())):
+        assert a.success and (a.source, a.target) == ('rose', 'azure') and a.classes == other.classes and a.step == pytest.approx(b.step, rel=.1)
+    assert [c.target for c in explain(toy, pink, 'azure', hold=(), classifier=other)] == ['azure'] * len(pink)
+    assert set(explain(toy, pink[:1], 'all', hold=(), classifier=other)[0]) == {'azure', 'grey'}
+    with pytest.raises(HxError, match='azure, grey, rose'): explain(toy, pink, 'blue', classifier=other)
 
 
 def test_layout_only_where_style_fails():
