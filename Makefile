@@ -1,5 +1,5 @@
 # Everything a fresh machine needs: Python >= 3.11 and make.
-#   make demo    install into .venv and run the main job on synthetic tissue -> demo/report.html
+#   make demo    install into .venv and explain tissue with the packaged model -> demo/report.html (TILES=folder: your own pictures)
 #   make test    install the development extras and run every notebook and test
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: demo test lab docs sync readme clean
 
 demo: .venv/.installed
-	$(BIN)/hx_demo
+	$(BIN)/hx_demo $(if $(TILES),--tiles "$(TILES)")
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing

@@ -8,7 +8,8 @@ __all__ = ['user_errors', 'parse_classes', 'hx_tiles', 'hx_convert', 'hx_classif
            'hx_bench', 'hx_demo']
 
 # %% ../nbs/20_cli.ipynb #c12c8655
-import sys, tempfile, time, warnings
+import os, sys, tempfile, time, warnings, webbrowser
+from . import __version__
 from json import dumps
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -28,7 +29,7 @@ from .metrics import Results, density_coverage, frechet_distance, kid, load_stat
 from .parallel import rank
 from .step import TrainConfig
 from .training import PRESETS, preset as preset_config, train
-from .explainer import MODELS, Explainer, as_picture, model_folder, packaged
+from .explainer import MODELS, Code, Explainer, as_picture, model_folder, packaged
 from .counterfactual import explain, summarise
 from .results import Table, record
 from .evaluation import CONTROLS, evaluate, measure, read_pairs, save_pairs
@@ -158,7 +159,7 @@ def continued(given:dict, ckpt):
     if state is None: raise HxError(f'{p}: no checkpoint that can be read')
     old = {k: v for k, v in state['config'].items() if k in {f.name for f in fields(TrainConfig)}}
     other = given.get('arch', old['arch']) != old['arch']
-    drop = ('device', 'init', *(('disc', 'cond', 'noise', 'mixing', 'ae_kimg', 'warm_kimg', 'pl_weight') if other else ()), *(('aug',) if other or 'disc' in given else ()))
+    drop = ('device', *(() if old['arch'] == 'translator' else ('init',)), *(('disc', 'cond', 'noise', 'mixing', 'ae_kimg', 'warm_kimg', 'pl_weight') if other else ()), *(('aug',) if other or 'disc' in given else ()))
     cfg = TrainConfig(**{**{k: v for k, v in old.items() if k not in drop}, **given})
     if other and cfg.arch == 'StyleEx' and 'ae_kimg' not in given:       # an encoder that is there needs no time of its own; a new one does
         cfg = replace(cfg, ae_kimg=state['nimg'] / 1000 + (0 if old['arch'] == 'autoencoder' else cfg.kimg / 5))
@@ -285,6 +286,25 @@ def _held_out(store, n):
     if not pick: raise HxError(f'{store.path}: no tiles')
     return [val[i][0] for i in pick], [val.names[i] for i in pick]
 
+def _drawn(explainer, n):
+    "Tiles that the model draws, as many that the classifier gives to each class, of which it is sure: pictures and names."
+    per, out, names = -(-n // len(explainer.classes)), [], []
+    found = {c: 0 for c in explainer.classes}
+    for first in range(0, 64 * n, 64):
+        seeds = list(range(first, first + 64))
+        pics = explainer.render(Code(explainer.mapping(seeds), explainer.layouts(seeds)))
+        p = explainer.probabilities(pics)
+        for s, pic, row in zip(seeds, pics, p):
+            c = explainer.classes[int(row.argmax())]
+            if row.max() > .95 and found[c] < per: found[c] += 1; out.append((c, s, pic))
+        if min(found.values()) >= per: break
+    out.sort(key=lambda v: (explainer.classes.index(v[0]), v[1]))
+    return [pic for *_, pic in out], [f'seed {s}' for _, s, _ in out]
+
+def _why_not(s):
+    "Why some were not, in words."
+    return 'Not: ' + '; '.join(f'{k} × {r}' for r, k in s['reasons'].items()) if s['reasons'] else ''
+
 def _share(shard, things):
     "The i-th of n parts of each list, from 'i/n'."
     try: i, n = (int(v) for v in shard.split('/'))
@@ -294,8 +314,9 @@ def _share(shard, things):
 
 def _summary(ex, s, shown, asked):
     "What stands at the head of a report."
-    return {'model': f"{ex.card['name']}, {ex.card['arch']}, {ex.size} px, {ex.card['nimg'] / 1000:.1f} thousand images", 'classes': ', '.join(ex.classes),
-        'explained': f"{s['n']} pictures, {shown} of them shown", 'flipped': f"{s['flipped']} of {s['n']} to p ≥ {asked['p']:g}", 'held': ', '.join(asked['hold']) or 'nothing'}
+    return {'model': f"{ex.card['name']}, {ex.card['arch']}, {ex.size} px, {ex.card['nimg'] / 1000:.1f} thousand images; weights {asked['weights']}", 'classifier': asked['classifier'], 'classes': ', '.join(ex.classes_of(asked.get('judge'))),
+        'explained': f"{s['n']} pictures, {shown} of them shown", 'flipped': f"{s['flipped']} of {s['n']} to p ≥ {asked['p']:g}" + (f", also as the mean of {asked['views']} views" if asked['views'] > 1 else ''), 'held': ', '.join(asked['hold']) or 'nothing',
+        'asked': f"{asked['target']}; {asked['method']}, {asked['question']} at closeness {asked['closeness']:g}", 'made': f"{time.strftime('%Y-%m-%d')}, histoxplaining {__version__}", 'terms': ex.card.get('terms', '').split(' These')[0] or 'not stated'}
 
 @call_parse
 def hx_explain(
@@ -317,6 +338,8 @@ def hx_explain(
     hold:str='stain',       # what the edit must leave alone; 'none' to audit a classifier
     views:int=1,            # up to 8: p must hold for the mean of so many orientations too
     shard:str=None,         # i/n: only the i-th of n parts, for several processes
+    seeds:int=None,         # instead of pictures: so many tiles that the model draws
+    brief:store_true=False, # a sentence instead of the JSON line at the end
     device:str='cpu',
 ):
     "Explain decisions: counterfactuals of pictures, judged as uint8, with a self-contained HTML report."
@@ -328,7 +351,7 @@ def hx_explain(
         asked = dict(target=target, p=p, method=method, question=question, closeness=closeness, hold=() if hold == 'none' else tuple(hold.split(',')), views=views)
         settings = asked | dict(model=ex.card['name'], weights=fingerprint(ex.G), classifier=fingerprint(clf or ex.classifier), shard=shard)
         table = Table(csv, settings) if csv else None
-        imgs, names = _pictures(images, ex, n)
+        imgs, names = _pictures(images, ex, n) if seeds is None else _drawn(ex, seeds)
         if shard: imgs, names = _share(shard, (imgs, names))
         if table: imgs, names = ([v for v, name in zip(u, names) if name not in table.done] for u in (imgs, list(names)))
         show = {i for i in np.linspace(0, len(imgs) - 1, min(cards, len(imgs))).astype(int)}
@@ -348,8 +371,9 @@ def hx_explain(
         if not cfs: print(f'{csv}: all of the {len(table.done)} pictures are in it already'); return
         if json: write_json(json, dict(settings=settings, results=table.rows() if table else [record(c) for c in cfs]))
         s = summarise(cfs)
-        write_report(cfs, out, cards=shown, title='What would have to look different?', summary=_summary(ex, s, len(shown), asked))
-        print(dumps({k: None if v != v else v for k, v in s.items()} | {'report': str(out)}))
+        write_report(cfs, out, cards=shown, title=f"{ex.card['name']}: counterfactual explanations", summary=_summary(ex, s, len(shown), asked | settings))
+        if brief: print(f"{s['flipped']} of {s['n']} decisions turned, {s['seconds']:.2f} s each. {_why_not(s)}")
+        else: print(dumps({k: None if v != v else v for k, v in s.items()} | {'report': str(out)}))
 
 def _light(cf):
     "A result without its pictures: what the numbers of a report need."
@@ -384,9 +408,10 @@ def hx_translator(
         folder = model_folder(model)
         data = store or Explainer.load(folder).store().path
         if hold not in ('stain', 'none'): raise HxError(f"--hold {hold}: expected stain or none")
-        given = dict(data=str(data), arch='translator', init=str(folder), kimg=kimg, batch=batch, seed=seed) | ({} if device is None else dict(device=device)) | ({} if snap_kimg is None else dict(snap_kimg=snap_kimg))
+        given = dict(data=str(data), arch='translator', kimg=kimg, batch=batch, seed=seed) | ({} if device is None else dict(device=device)) | ({} if snap_kimg is None else dict(snap_kimg=snap_kimg))
+        if ckpt is None: given['init'] = str(folder)
         if hold == 'none': given |= dict(stain_weight=0., plane_weight=0.)
-        run = train(continued(given, ckpt), output_path, Classifier.load(classifier or folder/'classifier.safetensors'), ckpt)
+        run = train(continued(given, ckpt), output_path or ckpt, Classifier.load(classifier or folder/'classifier.safetensors'), ckpt)
         if save and rank() == 0:
             T = load_network(Translator, run.model/'translator.safetensors')
             save_tensors(folder/'translator.safetensors', {k: v.half() if v.is_floating_point() else v for k, v in T.state_dict().items()}, meta=T.init)
@@ -559,30 +584,48 @@ def hx_bench(
         print(f'{table.table()}\n-> {out}')
 
 # %% ../nbs/20_cli.ipynb #d931ee4e
+def _train_demo(out, size, tiles, kimg, seed):
+    "Synthetic tissue, store, classifier, a small StyleEx and a report. Run twice, it only does what is missing."
+    start = time.time()
+    say = lambda what: print(f'[{time.time() - start:4.0f} s] {what}', flush=True)
+    store, clf, run = out/'tiles.lmdb', out/'classifier.safetensors', out/'run'
+    if not store.exists():
+        say(f'drawing {tiles} tiles of synthetic tissue')
+        hx_tiles(str(write_folder(out/'tiles', tiles, size, seed=seed)), str(store), size=size, val=.1)
+    if not clf.exists():
+        say('training a classifier')
+        hx_classifier(str(store), str(clf), arch='test_resnet', scratch=True, epochs=12, lr=3e-3, patience=12, seed=seed)
+    done = RunDir(run).latest() if run.exists() else None
+    if done is None or done['nimg'] < kimg * 1000:
+        say(f'training StyleEx for {kimg:g} thousand images')
+        train(TrainConfig(data=str(store), kimg=kimg, channel_base=1024, channel_max=64, seed=seed, log_kimg=max(kimg / 16, .1), snap_kimg=max(kimg / 4, .1)),
+              run, Classifier.load(clf), ckpt=run if done else None)
+    say('explaining held-out tiles')
+    hx_explain(str(run), out=str(out/'report.html'), n=100)
+    say(f"done: open {out/'report.html'}")
+
+def _show(path):
+    "Open a page in a browser, where there is a desktop."
+    if sys.stdout.isatty() and (sys.platform in ('darwin', 'win32') or os.environ.get('DISPLAY')): webbrowser.open(Path(path).resolve().as_uri())
+
 @call_parse
 def hx_demo(
     out:str='demo',         # folder to work in
-    size:int=32,            # side of the tiles
-    tiles:int=2000,         # how many are drawn
-    kimg:float=12,          # training length in thousands of images
+    tiles:str=None,         # folder with pictures of your own; default: tissue that the model draws
+    model:str='colon-64',   # a packaged model, a run or a model folder
+    train:store_true=False, # instead: draw procedural tissue, train a small model on it, and explain that (some minutes)
+    size:int=32,            # with --train: side of the tiles
+    n:int=2000,             # with --train: how many are drawn
+    kimg:float=12,          # with --train: length in thousands of images
     seed:int=0,             # of everything random
 ):
-    "Synthetic tissue, store, classifier, a small StyleEx and a report, in a few minutes. Run twice, it only does what is missing."
+    "The main job in a minute: decisions of the packaged classifier about colon tissue, explained, as a report."
     with user_errors():
-        out, start = Path(out), time.time()
-        say = lambda what: print(f'[{time.time() - start:4.0f} s] {what}', flush=True)
-        store, clf, run = out/'tiles.lmdb', out/'classifier.safetensors', out/'run'
-        if not store.exists():
-            say(f'drawing {tiles} tiles of synthetic tissue')
-            hx_tiles(str(write_folder(out/'tiles', tiles, size, seed=seed)), str(store), size=size, val=.1)
-        if not clf.exists():
-            say('training a classifier')
-            hx_classifier(str(store), str(clf), arch='test_resnet', scratch=True, epochs=12, lr=3e-3, patience=12, seed=seed)
-        done = RunDir(run).latest() if run.exists() else None
-        if done is None or done['nimg'] < kimg * 1000:
-            say(f'training StyleEx for {kimg:g} thousand images')
-            train(TrainConfig(data=str(store), kimg=kimg, channel_base=1024, channel_max=64, seed=seed, log_kimg=max(kimg / 16, .1), snap_kimg=max(kimg / 4, .1)),
-                  run, Classifier.load(clf), ckpt=run if done else None)
-        say('explaining held-out tiles')
-        hx_explain(str(run), out=str(out/'report.html'), n=100)
-        say(f"done: open {out/'report.html'}")
+        out = Path(out)
+        if train: return _train_demo(out, size, n, kimg, seed)
+        card = read_json(model_folder(model)/'card.json')
+        print(f"{card['name']}: a classifier of colon tissue ({', '.join(card['classes'])}), and a generator that knows what such tissue looks like.")
+        print(f"Asking of {'your pictures in ' + tiles if tiles else '24 pictures of tissue that the model draws'}: what would have to look different for the classifier to change its mind?")
+        hx_explain(model, [tiles] if tiles else None, seeds=None if tiles else 24, out=str(out/'report.html'), brief=True)
+        print(f"\nThe report is {out/'report.html'}: open it in a browser.\nNext:  hx_demo --tiles FOLDER      your own pictures\n       hx_explain --help          your own classifier, targets, tables\n       make lab                   notebooks, with the explorer")
+        _show(out/'report.html')

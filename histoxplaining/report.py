@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MORE', 'LESS', 'CLEAR', 'LUMA', 'Panel', 'p_text', 'overlay', 'colour_limit', 'scale_bar', 'panels', 'caution',
-           'case_figure', 'figure_png', 'gallery', 'write_report']
+           'case_figure', 'figure_png', 'gallery', 'change_maps', 'write_report']
 
 # %% ../nbs/18_report.ipynb #3eeafd42
 import base64, hashlib, io, json, math, textwrap
@@ -15,7 +15,7 @@ from string import Template
 import numpy as np, torch
 from PIL import Image
 from .files import HxError, atomic_write
-from .images import CLASS_COLOURS, INK, png_bytes, style
+from .images import CLASS_COLOURS, INK, from_uint8, optical_density, png_bytes, style
 
 # %% ../nbs/18_report.ipynb #75bde1bc
 def p_text(p:float)->str:
@@ -210,6 +210,22 @@ def _frame_uri(img:np.ndarray)->str:
     Image.fromarray(img).save(b, 'JPEG', quality=92, subsampling=0)
     return _uri(b.getvalue(), 'jpeg')
 
+def _map_uri(img:np.ndarray)->str:
+    "A change map is looked at, not measured: a small JPEG."
+    b = io.BytesIO()
+    Image.fromarray(img).save(b, 'JPEG', quality=75)
+    return _uri(b.getvalue(), 'jpeg')
+
+def change_maps(cf, limit:float|None=None)->list:
+    "Where each picture of the path differs from the picture before the edit, in colours of one scale: uint8 `[H, W, 3]` each."
+    start = _density(cf.before if hasattr(cf, 'before') else cf.reconstruction)
+    pictures = [f for *_, f in _stops(cf)] or ([cf.counterfactual] if cf.success else [])
+    maps = [_density(f) - start for f in pictures]
+    limit = limit or (colour_limit(maps) if maps else 1.)
+    return [overlay(f, m, limit) for f, m in zip(pictures, maps)]
+
+def _density(img): return optical_density(from_uint8(np.asarray(img))).mean(0).numpy()
+
 def _stops(cf)->list:
     "Where the slider stops: (edit size, p, picture) by size; the counterfactual takes the place of a frame of its own size."
     stops = [(float(s), float(p), f) for s, p, f in zip(cf.frame_steps, cf.frame_p, cf.frames)]
@@ -261,8 +277,8 @@ def _figure(panel:Panel, cf, over:str='')->str:
         f'<span class="bar"><i style="width:{100 * panel.p:.1f}%;background:{_colour(cf, cf.target)}"></i></span>')
     return f'<figure><div class="pic">{body}{mark}</div><figcaption><span class="t">{escape(panel.title)}</span>{p}</figcaption></figure>'
 
-def _slider(cf)->str:
-    "The slider and, as JSON, all that it swaps: pictures, captions, positions on the curve. '' when there are no frames."
+def _slider(cf, limit)->str:
+    "The slider and, as JSON, all that it swaps: pictures, maps, captions, positions on the curve. '' when there are no frames."
     stops = _stops(cf)
     if not stops: return ''
     x, y = _scale(cf)
@@ -270,7 +286,7 @@ def _slider(cf)->str:
     at = is_cf.index(True) if cf.success else len(stops) - 1
     data = dict(src=[_uri(png_bytes(f)) if own else _frame_uri(f) for own, (_, _, f) in zip(is_cf, stops)], size=[_size(s) for s, _, _ in stops],
                 title=[panels(cf)[2].title if i == at else f'Edited by {_size(s)}' for i, (s, _, _) in enumerate(stops)], p=[p_text(p) for _, p, _ in stops],
-                bar=[round(100 * p, 1) for _, p, _ in stops], x=[round(x(s), 1) for s, _, _ in stops], y=[round(y(p), 1) for _, p, _ in stops])
+                bar=[round(100 * p, 1) for _, p, _ in stops], map=[_map_uri(m) for m in change_maps(cf, limit)] if cf.success else [], x=[round(x(s), 1) for s, _, _ in stops], y=[round(y(p), 1) for _, p, _ in stops])
     return (f'<label class="slide">Size of the edit<input type="range" min="0" max="{len(stops) - 1}" step="1" value="{at}"><output>{_size(stops[at][0])}</output></label>'
             f'<script type="application/json">{json.dumps(data)}</script>')
 
@@ -283,19 +299,29 @@ def _facts(cf)->dict:
 
 def _class(cf, name:str)->str: return f'<span class="cls"><i style="background:{_colour(cf, name)}"></i>{escape(name)}</span>'
 
+def _finite(v): return f'{v:.4g}' if math.isfinite(v) else '-1'
+
 def _card(cf, number:int, limit:float)->str:
     "One explanation as an HTML article."
     first, second, last = panels(cf)
-    over = _img(_uri(png_bytes(overlay(cf.counterfactual, cf.heatmap, limit))), f'Change from the reconstruction to the counterfactual of {cf.name}', 'over') + '<span class="mark two">change</span>' if cf.success else ''
-    toggle = '<label class="toggle"><input type="checkbox"> Show where it changed</label>' if over else ''
+    change = (f'<figure class="change"><div class="pic">{_img(_uri(png_bytes(change_maps(cf, limit)[-1])), f"Change from the reconstruction to the counterfactual of {cf.name}", "map")}</div>'
+              f'<figcaption><span class="t">Change</span><span class="key">{_img(_uri(png_bytes(scale_bar())), "from less stain, blue, to more stain, orange")}</span></figcaption></figure>') if cf.success else ''
+    compare = ('<div class="compare"><button type="button" title="hold to see the reconstruction">Blink</button>'
+               '<label>Divider<input type="range" min="0" max="100" value="0" aria-label="share of the picture that shows the reconstruction"></label></div>') if cf.success else ''
     facts = ''.join(f'<div><dt>{k}</dt><dd>{escape(v)}</dd></div>' for k, v in _facts(cf).items() if v != '–')
     warn = f'<p class="warn">{escape(caution(cf))}</p>' if caution(cf) else ''
-    return (f'<article class="case{"" if cf.success else " failed"}" id="case{number}"><header><h3><span class="n">{number}</span> {escape(cf.name)}</h3>'
+    return (f'<article class="case{"" if cf.success else " failed"}" id="case{number}" data-from="{escape(cf.source)}" data-size="{cf.step if cf.success else -1:.4g}" data-p="{_finite(cf.p_original)}"><header><h3><span class="n">{number}</span> {escape(cf.name)}</h3>'
             f'<p>{_class(cf, cf.source)}<span class="to">→</span>{_class(cf, cf.target)}</p><p class="outcome">{escape(_outcome(cf)[:1].upper() + _outcome(cf)[1:])}</p></header>{warn}'
-            f'<div class="body"><div class="pics">{_figure(first, cf)}{_figure(second, cf)}{_figure(last, cf, over)}</div>'
-            f'<div class="side"><p class="ylab">p({escape(cf.target)})</p>{_svg(cf)}{_slider(cf)}{toggle}</div></div><dl>{facts}</dl></article>')
+            f'<div class="body"><div class="pics">{_figure(first, cf)}{_figure(second, cf)}{_figure(last, cf)}{change}</div>'
+            f'<div class="side"><p class="ylab">p({escape(cf.target)})</p>{_svg(cf)}{_slider(cf, limit)}{compare}</div></div><dl>{facts}</dl></article>')
 
 # %% ../nbs/18_report.ipynb #f713842f
+def _tools(cards)->str:
+    "Filter and order of the cases."
+    pick = ''.join(f'<option value="{escape(c)}">from {escape(c)}</option>' for c in sorted({c.source for c in cards}))
+    return ('<div class="tools"><label>Show<select class="which"><option value="">all</option><option value="+">turned</option><option value="-">not turned</option>' + pick + '</select></label>'
+            '<label>Order<select class="order"><option value="">as given</option><option value="size">size of the edit</option><option value="p">p of the original</option></select></label><output></output></div>') if len(cards) > 3 else ''
+
 def _question(cfs)->str:
     targets = sorted({c.target for c in cfs})
     return f'What would have to look different for the classifier to {"say " + targets[0] if len(targets) == 1 else "change its mind"}?'
@@ -308,7 +334,7 @@ def _numbers(cfs)->str:
     "The overview: counts, medians, and why cases were given up."
     ok = [c for c in cfs if c.success]
     stain = [abs(v) for c in ok for v in c.stain_shift.values()]
-    big = {'cases': f'{len(cfs)}', 'flipped': f'{len(ok)} of {len(cfs)}', 'median size of the edit': _size(_median(c.step for c in ok)), 'median shift of a stain': f'{_median(stain):.2f} OD' if ok else '–',
+    big = {'cases': f'{len(cfs)}', 'flipped': f'{len(ok)} of {len(cfs)}', 'median size of the edit': _size(_median(c.step for c in ok)), 'median shift of a stain': ('< 0.01 OD' if _median(stain) < .01 else f'{_median(stain):.2f} OD') if ok else '–',
            'median area changed': f'{_median(c.area for c in ok):.0%}' if ok else '–', 'median time per case': _time(_median(c.seconds for c in cfs))}
     tiles = ''.join(f'<div><dd>{v}</dd><dt>{k}</dt></div>' for k, v in big.items())
     why = ''.join(f'<li>{n} × {escape(r)}</li>' for r, n in Counter(c.reason.split(' (')[0] or 'no reason given' for c in cfs if not c.success).most_common())
@@ -327,9 +353,10 @@ def _all_numbers(cfs)->str:
 
 # %% ../nbs/18_report.ipynb #6644bf2f
 _CSS = '''
-:root{--ink:#22252b;--soft:#5a606b;--line:#dfe2e7;--accent:#b3345f;--paper:#fff}
+:root{color-scheme:light dark;--ink:#22252b;--soft:#5a606b;--line:#dfe2e7;--accent:#b3345f;--paper:#fff;--ground:#f5f5f7;--stop:#9a2a1c}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e8ec;--soft:#a2a8b4;--line:#3a3f48;--accent:#ef7fa6;--paper:#22252b;--ground:#17191d;--stop:#ff9b8a}}
 *{box-sizing:border-box}
-body{margin:0;background:#f5f5f7;color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif;font-variant-numeric:tabular-nums}
+body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif;font-variant-numeric:tabular-nums}
 main,.top,footer{max-width:1140px;margin:0 auto;padding:0 20px}
 .top{padding-top:36px}
 h1{font-size:15px;font-weight:600;margin:0;color:var(--accent)}
@@ -350,56 +377,91 @@ th,td{text-align:left;padding:4px 12px;border:1px solid var(--line);font-weight:
 h3{font-size:15px;margin:0;overflow-wrap:anywhere}.n{color:var(--soft);font-weight:400;margin-right:4px}
 .cls i{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:5px}
 .to{margin:0 8px}
-.outcome{color:var(--soft)}.failed .outcome,.warn{color:#9a2a1c;font-weight:600}.warn{font-size:13px}
-.body{display:grid;grid-template-columns:minmax(0,1.75fr) minmax(0,1fr);gap:24px}
-.pics{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:12px}
+.outcome{color:var(--soft)}.failed .outcome,.warn{color:var(--stop);font-weight:600}.warn{font-size:13px}
+.body{display:grid;grid-template-columns:minmax(0,2.3fr) minmax(0,1fr);gap:24px}
+.pics{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:12px}
 figure{margin:0}
 .pic{position:relative}.pic img{width:100%;height:auto;display:block;border-radius:2px}
-.two{display:none}.mark.two{left:auto;right:5px}
-.over{position:absolute;inset:0;opacity:0;transition:opacity .15s}
-.case:has(.toggle input:checked) .over{opacity:1}.case:has(.toggle input:checked) .two{display:block}
-.mark{position:absolute;left:5px;bottom:5px;background:rgba(255,255,255,.88);font-size:11px;line-height:1.35;padding:0 5px;border-radius:2px}
+.pic .under{position:absolute;inset:0;clip-path:inset(0 calc(100% - var(--cut,0%)) 0 0)}.pic .edge{position:absolute;top:0;bottom:0;left:var(--cut,0%);width:2px;margin-left:-1px;background:#fff;box-shadow:0 0 2px #000}.pic.whole .edge{display:none}
+.pic.cuts{cursor:ew-resize;touch-action:pan-y}.key img{width:100%;height:8px;border-radius:2px;margin-top:7px;display:block}
+.compare{display:none;align-items:center;gap:14px;font-size:13px;margin-top:2px}.compare label{display:flex;align-items:center;gap:10px;flex:1}.js .compare{display:flex}
+button,select{font:inherit;font-size:13px;color:var(--ink);background:var(--paper);border:1px solid var(--soft);border-radius:4px;padding:3px 10px;cursor:pointer}button:active{background:var(--line)}
+.tools{display:none;flex-wrap:wrap;align-items:center;gap:8px 20px;font-size:13px;margin:0 0 12px}.tools label{display:flex;align-items:center;gap:8px}.js .tools{display:flex}.tools output{color:var(--soft)}
+[hidden]{display:none!important}
+.mark{position:absolute;left:5px;bottom:5px;color:#22252b;background:rgba(255,255,255,.88);font-size:11px;line-height:1.35;padding:0 5px;border-radius:2px}
 .none{aspect-ratio:1;display:grid;place-content:center;text-align:center;margin:0;padding:12px;border:1px dashed #9aa0aa;color:var(--soft);font-size:13px;border-radius:2px;overflow-wrap:anywhere}
 figcaption{font-size:13px;margin-top:4px}.t{font-weight:600}.p{display:flex;justify-content:space-between;align-items:baseline;gap:8px;color:var(--soft)}.p span{overflow:hidden;text-overflow:ellipsis}.p b{font-size:15px;color:var(--ink);white-space:nowrap}
-.bar{display:block;height:4px;background:#e7e9ed;border-radius:2px;overflow:hidden;margin-top:2px}.bar i{display:block;height:100%}
+.bar{display:block;height:4px;background:var(--line);border-radius:2px;overflow:hidden;margin-top:2px}.bar i{display:block;height:100%}
 .ylab{font-size:13px;margin:0;font-weight:600}
 svg{display:block;width:100%;height:auto}svg text{font-size:11.5px;fill:var(--soft)}
-.axis{stroke:#9aa0aa}.half{stroke:#9aa0aa;stroke-dasharray:1.5 3}.asked{stroke:#5a606b;stroke-dasharray:5 3}.here{display:none;fill:none;stroke:var(--ink);stroke-width:2}
+.axis{stroke:#9aa0aa}.half{stroke:#9aa0aa;stroke-dasharray:1.5 3}.asked{stroke:var(--soft);stroke-dasharray:5 3}.here{display:none;fill:none;stroke:var(--ink);stroke-width:2}
 .slide{display:none;grid-template-columns:auto 1fr 5.4em;align-items:center;gap:10px;font-size:13px}.slide output{text-align:right;white-space:nowrap}
 input{accent-color:var(--accent)}input[type=range]{width:100%;height:28px;margin:0}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 .js .slide{display:grid}.js .here{display:block}
-.toggle{display:inline-block;font-size:13px;padding:4px 0;cursor:pointer}
 .case dl{display:flex;flex-wrap:wrap;gap:4px 26px;margin-top:10px;padding-top:9px;border-top:1px solid var(--line);font-size:13px}.case dt{color:var(--soft)}.case dl div{display:flex;gap:6px}
 summary{cursor:pointer;font-weight:600;margin:22px 0 10px}
 footer{color:var(--soft);font-size:13px;padding-top:20px;padding-bottom:40px}footer b{color:var(--ink)}
 @media(max-width:900px){.big{grid-template-columns:repeat(3,1fr)}.body,.intro{grid-template-columns:minmax(0,1fr);gap:14px}.side{max-width:520px}}
-@media(max-width:560px){.question{font-size:22px}main,.top,footer{padding-left:12px;padding-right:12px}.case{padding:12px}.toggle{display:none}.pics{grid-template-columns:repeat(2,minmax(0,1fr))}}
-@media print,(max-width:560px){.pics figure:has(.over){grid-column:span 2}.pic:has(.over){display:grid;grid-template-columns:1fr 1fr;gap:12px}.over{position:static;opacity:1}.two{display:block}}
-@media print{body{background:none;font-size:10.5pt}main,.top,footer{max-width:none;padding:0}.case,.big{break-inside:avoid}.slide,.toggle,.here,details{display:none!important}.p{font-size:10px;flex-wrap:wrap;gap:0 8px}.p b{font-size:13px}.mark{font-size:8px;left:3px;bottom:3px;padding:0 3px}.mark.two{right:3px}
+@media(max-width:560px){.question{font-size:22px}main,.top,footer{padding-left:12px;padding-right:12px}.case{padding:12px}.pics{grid-template-columns:repeat(2,minmax(0,1fr))}}
+@media print{:root{--ink:#22252b;--soft:#5a606b;--line:#dfe2e7;--accent:#b3345f;--paper:#fff;--stop:#9a2a1c}body{background:none;font-size:10.5pt}h2,h3{break-after:avoid}main,.top,footer{max-width:none;padding:0}.case,.big{break-inside:avoid}.slide,.compare,.tools,.here,.under,.edge,details{display:none!important}.p{font-size:10px;flex-wrap:wrap;gap:0 8px}.p b{font-size:13px}.mark{font-size:8px;left:3px;bottom:3px;padding:0 3px}
  .body{grid-template-columns:minmax(0,2.5fr) minmax(0,1fr);gap:12px}.pics{grid-template-columns:repeat(4,minmax(0,1fr))}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 @media(prefers-reduced-motion:reduce){*{transition:none!important}}
 '''
 
 _JS = '''
 document.documentElement.classList.add('js');
-for (const card of document.querySelectorAll('.case')) {
+const cards = [...document.querySelectorAll('.case')];
+function compare(card) {
+  const figures = card.querySelectorAll('figure'), pic = figures[2].querySelector('.pic'), still = pic && pic.querySelector('.still'), tools = card.querySelector('.compare');
+  if (!still || !tools) return;
+  const under = figures[1].querySelector('.still').cloneNode(), edge = document.createElement('div'), range = tools.querySelector('input'), button = tools.querySelector('button');
+  under.className = 'under'; under.alt = ''; edge.className = 'edge';
+  pic.append(under, edge); pic.classList.add('cuts');
+  const cut = v => { pic.style.setProperty('--cut', v + '%'); pic.classList.toggle('whole', v <= 0 || v >= 100); range.value = v; };
+  const drag = e => { const r = pic.getBoundingClientRect(); cut(Math.max(0, Math.min(100, 100 * (e.clientX - r.left) / r.width))); };
+  range.addEventListener('input', () => cut(+range.value));
+  pic.addEventListener('pointerdown', e => { pic.setPointerCapture(e.pointerId); drag(e); e.preventDefault(); });
+  pic.addEventListener('pointermove', e => { if (e.buttons) drag(e); });
+  const blink = on => { pic.style.setProperty('--cut', on ? '100%' : range.value + '%'); };
+  for (const [name, on] of [['pointerdown', true], ['pointerup', false], ['pointerleave', false], ['blur', false]]) button.addEventListener(name, () => blink(on));
+  button.addEventListener('keydown', e => { if (e.key === ' ' || e.key === 'Enter') { blink(true); e.preventDefault(); } });
+  button.addEventListener('keyup', () => blink(false));
+  cut(0);
+}
+function slide(card) {
   const find = q => card.querySelector(q), data = find('script');
-  if (!data) continue;
-  const stop = JSON.parse(data.textContent), slider = find('input[type=range]'), last = find('figure:last-child'), change = find('.toggle input');
+  if (!data) return;
+  const stop = JSON.parse(data.textContent), slider = find('.slide input'), last = card.querySelectorAll('figure')[2], map = find('.map');
   const show = () => {
     const i = +slider.value;
     last.querySelector('.still').src = stop.src[i];
+    if (map) map.src = stop.map[i];
     last.querySelector('.t').textContent = stop.title[i];
     last.querySelector('.p b').textContent = stop.p[i];
     last.querySelector('.bar i').style.width = stop.bar[i] + '%';
-    find('output').textContent = stop.size[i];
+    find('.slide output').textContent = stop.size[i];
     slider.setAttribute('aria-valuetext', stop.size[i] + ', p = ' + stop.p[i]);
     find('.here').setAttribute('cx', stop.x[i]);
     find('.here').setAttribute('cy', stop.y[i]);
   };
-  slider.addEventListener('input', () => { if (change) change.checked = false; show(); });
+  slider.addEventListener('input', show);
+  const end = slider.value;
+  addEventListener('beforeprint', () => { slider.dataset.was = slider.value; slider.value = end; show(); });
+  addEventListener('afterprint', () => { slider.value = slider.dataset.was; show(); });
   show();
+}
+for (const card of cards) { slide(card); compare(card); }
+const tools = document.querySelector('.tools');
+if (tools) {
+  const which = tools.querySelector('.which'), order = tools.querySelector('.order'), home = cards[0].parentNode, after = cards[cards.length - 1].nextSibling;
+  const arrange = () => {
+    const fits = c => !which.value || (which.value === '+' ? !c.classList.contains('failed') : which.value === '-' ? c.classList.contains('failed') : c.dataset.from === which.value);
+    const sorted = order.value ? [...cards].sort((a, b) => a.dataset[order.value] - b.dataset[order.value]) : cards;
+    for (const c of sorted) { home.insertBefore(c, after); c.hidden = !fits(c); }
+    tools.querySelector('output').textContent = cards.filter(fits).length + ' of ' + cards.length;
+  };
+  which.addEventListener('change', arrange); order.addEventListener('change', arrange); arrange();
 }
 '''
 
@@ -412,10 +474,10 @@ _PAGE = Template('''<!DOCTYPE html>
 <div class="intro"><section>$summary$notes</section>
 <section><h2>How to read a case</h2>
 <p class="note">The <b>original</b> is the tile. The <b>reconstruction</b> is what the generator makes of it unedited: only what lies between the reconstruction and the
-<b>counterfactual</b> is the explanation. Under each picture stands the classifier's probability of the class asked for. The <b>size of the edit</b> is in standard deviations of encoded tissue.
+<b>counterfactual</b> is the explanation: hold <b>Blink</b> or draw the <b>divider</b> to set one against the other. Under each picture stands the classifier's probability of the class asked for. The <b>size of the edit</b> is in standard deviations of encoded tissue.
 Haematoxylin and eosin are changes of mean optical density: where they are large and little else changes, the classifier may be reading the stain.</p>
 <div class="legend"><span>Where it changed: less stain, −$limit</span>$bar<span>+$limit, more stain (optical density); changes below $clear are left grey.</span></div></section></div>
-<h2>Cases</h2>
+<h2>Cases</h2>$tools
 $cards
 <details><summary>All numbers</summary>$table</details></main>
 <footer><p><b>Generated pictures are model output, not tissue. Not for diagnosis.</b> For research use. Small tiles are shown enlarged.</p></footer>
@@ -439,6 +501,6 @@ def write_report(
     page = _PAGE.substitute(title=escape(title), question=escape(_question(cfs)), css=_CSS, js=_JS, hash=base64.b64encode(hashlib.sha256(_JS.encode()).digest()).decode(),
         numbers=_numbers(cfs), summary=f'<h2>Model and data</h2><div class="summary">{_table(summary.items())}</div>' if summary else '',
         notes=f'<h2>Notes</h2>{paragraphs}' if paragraphs else '', limit=f'{limit:g}', clear=f'{CLEAR * limit:g}', bar=_img(_uri(png_bytes(scale_bar())), 'colour scale from blue over grey to orange'),
-        cards=''.join(_card(c, i, limit) for i, c in enumerate(cards, 1)), table=_all_numbers(cfs))
+        cards=''.join(_card(c, i, limit) for i, c in enumerate(cards, 1)), tools=_tools(cards), table=_all_numbers(cfs))
     with atomic_write(path, 'w') as f: f.write(page)
     return Path(path)

@@ -115,8 +115,13 @@ def change(a, b):
 
 def _held(before, after, cfg):
     "Drift of the mean stains and, locally, off their plane: two terms `[N]`."
-    d = hed(after.clamp(-1, 1)) - hed(before.clamp(-1, 1))
-    return d[:, :2].mean([2, 3]).abs().sum(1), F.avg_pool2d(d[:, 2:], 4).abs().mean([1, 2, 3])
+    before, after = before.clamp(-1, 1), after.clamp(-1, 1)
+    d = hed(after) - hed(before)
+    return d[:, :2].mean([2, 3]).abs().sum(1), F.avg_pool2d(d[:, 2:], 4).abs().mean([1, 2, 3]) + 3 * F.relu(_green(after) - _green(before).clamp_min(0)).mean([1, 2, 3])
+
+def _green(x):
+    "How much greener than red and blue, locally: neither haematoxylin nor eosin, nor any mixture of them over white, is that."
+    return F.avg_pool2d(x[:, 1:2] - torch.minimum(x[:, :1], x[:, 2:]), 4)
 
 def nearness(cfg, closeness):
     "Weight of the perceptual distance at a closeness: geometric between `cfg.far` and `cfg.near`."

@@ -51,9 +51,9 @@ def test_the_picture_follows_the_slider(chromium, lab):
     page.locator('.jp-CodeCell .cm-content').first.click()
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
     page.keyboard.press('Shift+Enter')
-    edited, size = page.locator('.hx-explorer img').nth(1), page.get_by_text('size of the edit').first
+    edited, size = page.locator('.hx-explorer img').nth(2), page.get_by_text('size of the edit').first
     edited.wait_for()
-    handle = page.locator('.hx-explorer .noUi-handle').first
+    handle = page.locator('.hx-explorer .noUi-handle').last
     see = lambda: (edited.evaluate('''async i => Array.from(new Uint8Array(await (await fetch(i.src)).arrayBuffer())).join()'''), size.inner_text())
     before = see()
     handle.focus()
@@ -63,8 +63,44 @@ def test_the_picture_follows_the_slider(chromium, lab):
     after = see()
     assert before[1] != after[1] and before[0] != after[0]     # another size, other bytes
     assert edited.bounding_box()['width'] > 200
-    with_map = page.get_by_label('show where it changed')
-    with_map.check()
+    page.get_by_role('button', name='blink').click()
     page.wait_for_timeout(500)
-    assert see()[0] != after[0]                                # the change map lies over it
+    assert see()[0] != after[0]                                # the reconstruction, in the same place
     page.close()
+
+
+def test_the_report_compares_sorts_and_fetches_nothing(chromium, tmp_path):
+    "From file://, with the network off: slider, map, divider, blink, filter and order."
+    from histoxplaining.cli import hx_demo
+    hx_demo(str(tmp_path))
+    context = chromium.new_context(viewport=dict(width=1400, height=1000), offline=True)
+    page, errors, asked = context.new_page(), [], []
+    page.on('console', lambda m: m.type == 'error' and errors.append(m.text))
+    page.on('pageerror', lambda e: errors.append(str(e)))
+    page.on('request', lambda r: asked.append(r.url) if not r.url.startswith(('file:', 'data:')) else None)
+    page.goto((tmp_path/'report.html').as_uri())
+    card = page.locator('.case').first
+    see = lambda: tuple(card.locator(q).get_attribute('src') for q in ('.still >> nth=2', '.map')) + (card.locator('.slide output').inner_text(),)
+    before = see()
+    card.locator('.slide input').focus()
+    for _ in range(4): page.keyboard.press('ArrowLeft')
+    assert all(a != b for a, b in zip(before, see()))                      # picture, map and size follow
+    cut = lambda: card.locator('.cuts').evaluate("e => e.style.getPropertyValue('--cut')")
+    card.locator('.compare input').fill('40')
+    assert cut() == '40%'
+    blink = card.get_by_role('button', name='Blink')
+    blink.hover(); page.mouse.down()
+    assert cut() == '100%'
+    page.mouse.up()
+    assert cut() == '40%'
+    page.locator('.which').select_option(label='from healthy')
+    shown = page.locator('.case:visible')
+    assert 0 < shown.count() < page.locator('.case').count() and all(shown.nth(i).get_attribute('data-from') == 'healthy' for i in range(shown.count()))
+    page.locator('.order').select_option('size')
+    sizes = [float(shown.nth(i).get_attribute('data-size')) for i in range(shown.count())]
+    assert sizes == sorted(sizes)
+    for width in (900, 400):
+        page.set_viewport_size(dict(width=width, height=900))
+        assert page.evaluate('document.documentElement.scrollWidth') <= width          # nothing is cut off
+    assert not errors and not asked
+    context.close()
