@@ -9,7 +9,7 @@ __all__ = ['user_errors', 'parse_classes', 'hx_tiles', 'hx_convert', 'hx_classif
 
 # %% ../nbs/20_cli.ipynb #c12c8655
 import os, sys, tempfile, time, warnings, webbrowser
-from . import __version__
+import histoxplaining
 from json import dumps
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -31,7 +31,7 @@ from .step import TrainConfig
 from .training import PRESETS, preset as preset_config, train
 from .explainer import MODELS, Code, Explainer, as_picture, model_folder, packaged
 from .counterfactual import explain, summarise
-from .results import Table, record
+from .results import Table, record, write_geojson
 from .evaluation import CONTROLS, evaluate, measure, read_pairs, save_pairs
 from .report import write_report
 
@@ -62,7 +62,7 @@ def parse_classes(
 
 @call_parse
 def hx_tiles(
-    source:str,             # folder with one folder of pictures per class, a CSV with path,label[,group], a zip of either, an LMDB of other StyleGAN2 code, a zip with dataset.json, or one large image (with --tile)
+    source:str,             # folder with one folder of pictures per class, a CSV with path,label[,group], a zip of either, an LMDB of other StyleGAN2 code, a zip with dataset.json, one large image (with --tile), a whole slide, a folder of slides, or a table slide,label
     store:str,              # tile store to write
     size:int=64,            # side of the tiles
     classes:str='',         # comma-separated, in this order; a=X+Y,b=Z renames and merges; default: all, by name
@@ -70,15 +70,17 @@ def hx_tiles(
     split_by:str=None,      # 'group', 'pseudo_slide' or 'random'; default: group where ids are known, else pseudo_slide
     group:str=None,         # regular expression that finds the slide or patient in a file's name
     tile:int=None,          # cut every picture into squares of so many pixels first
-    mpp:float=None,         # micrometres per pixel of the source
+    mpp:float=None,         # micrometres per pixel of the source; of whole slides: of the tiles wanted
+    annotations:str=None,   # of whole slides: GeoJSON with classes (QuPath), or a folder of such files
+    slide_mpp:float=None,   # of whole slides that do not say how large their pixels are
     seed:int=0,             # of the split
     workers:int=None,       # decoding threads
     on_error:str='skip',    # 'skip' or 'raise' for pictures that cannot be read
     overwrite:store_true=False, # replace an existing store
 ):
-    "Build a tile store from a folder per class, a table, a zip or a large image (PNG, JPEG, TIFF)."
+    "Build a tile store from a folder per class, a table, a zip, a large image or whole slides."
     with user_errors():
-        s = TileStore.create(source, store, size=size, classes=parse_classes(classes), val=val, split_by=split_by, group=group, tile=tile, mpp=mpp, seed=seed,
+        s = TileStore.create(source, store, size=size, classes=parse_classes(classes), val=val, split_by=split_by, group=group, tile=tile, mpp=mpp, annotations=annotations, slide_mpp=slide_mpp, seed=seed,
                              workers=workers, on_error=on_error, overwrite=bool(overwrite))
         print(f"{s}\ntrain {s.train.counts}\nheld out {s.val.counts}, by {s.manifest['split_by'].replace('_', '-')}")
 
@@ -316,7 +318,7 @@ def _summary(ex, s, shown, asked):
     "What stands at the head of a report."
     return {'model': f"{ex.card['name']}, {ex.card['arch']}, {ex.size} px, {ex.card['nimg'] / 1000:.1f} thousand images; weights {asked['weights']}", 'classifier': asked['classifier'], 'classes': ', '.join(ex.classes_of(asked.get('judge'))),
         'explained': f"{s['n']} pictures, {shown} of them shown", 'flipped': f"{s['flipped']} of {s['n']} to p ≥ {asked['p']:g}" + (f", also as the mean of {asked['views']} views" if asked['views'] > 1 else ''), 'held': ', '.join(asked['hold']) or 'nothing',
-        'asked': f"{asked['target']}; {asked['method']}, {asked['question']} at closeness {asked['closeness']:g}", 'made': f"{time.strftime('%Y-%m-%d')}, histoxplaining {__version__}", 'terms': ex.card.get('terms', '').split(' These')[0] or 'not stated'}
+        'asked': f"{asked['target']}; {asked['method']}, {asked['question']} at closeness {asked['closeness']:g}", 'made': f"{time.strftime('%Y-%m-%d')}, histoxplaining {histoxplaining.__version__}", 'terms': ex.card.get('terms', '').split(' These')[0] or 'not stated'}
 
 @call_parse
 def hx_explain(
@@ -327,6 +329,7 @@ def hx_explain(
     csv:str=None,           # also write a table, a row a tile; a second run goes on where the first was stopped
     json:str=None,          # the same as JSON, with the settings
     png:str=None,           # folder for the counterfactuals as PNG
+    geojson:str=None,       # tiles of slides as QuPath reads them, with class, p, size, area and reason
     p:float=.9,             # how sure the classifier should be
     n:int=None,             # how many pictures at most
     frames:int=12,          # pictures of each path in the report
@@ -345,7 +348,7 @@ def hx_explain(
     "Explain decisions: counterfactuals of pictures, judged as uint8, with a self-contained HTML report."
     with user_errors():
         if cards < 1: raise HxError(f'--cards {cards}: expected 1 or more')
-        for path in (out, csv, json): path and writable(path)
+        for path in (out, csv, json, geojson): path and writable(path)
         ex = Explainer.from_run(model, device) if (Path(model)/'model').is_dir() else Explainer.load(model, device)
         clf = Classifier.load(classifier) if classifier else None
         asked = dict(target=target, p=p, method=method, question=question, closeness=closeness, hold=() if hold == 'none' else tuple(hold.split(',')), views=views)
@@ -369,6 +372,7 @@ def hx_explain(
                 if part[0][1][1]: shown += found
                 cfs += found if part[0][1][1] else [_light(c) for c in found]
         if not cfs: print(f'{csv}: all of the {len(table.done)} pictures are in it already'); return
+        if geojson: write_geojson(geojson, table.rows() if table else [record(c) for c in cfs])
         if json: write_json(json, dict(settings=settings, results=table.rows() if table else [record(c) for c in cfs]))
         s = summarise(cfs)
         write_report(cfs, out, cards=shown, title=f"{ex.card['name']}: counterfactual explanations", summary=_summary(ex, s, len(shown), asked | settings))

@@ -15,7 +15,8 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .files import DataError, progress, stream, stream_seed
 from .images import dihedral, from_uint8, hed, png_bytes, read_image, resize
-from .sources import _get, _identity, channels, open_source, pictures
+from .sources import Source, _get, _identity, channels, open_source, pictures
+from .slides import is_slides, open_slides
 
 # %% ../nbs/03_tiles.ipynb #6f08a476
 K_PSEUDO = 16   # pseudo-slides per class, at most
@@ -339,7 +340,7 @@ def _cut_off(pictures):
 def _other_split(path, why, by, labels, classes, val, seed, pseudo):
     "The next best way to split, where one cannot be: by stain, then tile by tile. Says so."
     if by == 'group':
-        print(f'{path.name}: the folders between class and tile cannot be divided as slides or patients ({why}): split by stain')
+        print(f'{path.name}: slides or patients cannot be held out whole ({why}): split by stain')
         try: return 'pseudo_slide', hold_out(labels, classes, val, seed, pseudo)
         except DataError as e: why = e
     print(f'{path.name}: split tile by tile, for there are too few stains to hold some out ({why})')
@@ -347,7 +348,7 @@ def _other_split(path, why, by, labels, classes, val, seed, pseudo):
 
 @patch(cls_method=True)
 def create(cls:TileStore,
-    source,                # folder with a folder per class, CSV with path,label[,group], zip of either, or a large image
+    source,                # folder with a folder per class, CSV with path,label[,group], zip of either, a large image, or whole slides (a slide, a folder, a table slide,label)
     path,                  # the store to make (a folder with one LMDB file)
     *,
     size:int=64,           # side of the tiles in pixels, a power of two from 16 up
@@ -362,6 +363,8 @@ def create(cls:TileStore,
     tissue:float=.1,       # with `tile`: share of a square that must not be glass
     mpp:float|None=None,   # micrometres per pixel of the source
     group=None,            # regular expression that finds the slide or patient in a file's name
+    annotations=None,      # of whole slides: GeoJSON with classes, or a folder of such files; default: beside the slides
+    slide_mpp:float|None=None, # of whole slides that do not say how large their pixels are
 )->TileStore:
     "Make a tile store. Raises `DataError`; a failed build leaves `path` as it was, an interrupted one is finished by the same call."
     path = Path(path)
@@ -374,7 +377,9 @@ def create(cls:TileStore,
     _restore(path)
     if path.exists() and not overwrite: raise DataError(f'{path}: exists already; choose another path, or pass overwrite=True')
     if path.exists() and not (path/'data.mdb').exists(): raise DataError(f'{path}: is not a tile store, and is not overwritten')
-    source = open_source(source, classes, group)
+    whole = not isinstance(source, Source) and is_slides(source)
+    source = open_slides(source, classes, tile=tile or 224, mpp=mpp or .5, annotations=annotations, tissue=tissue, slide_mpp=slide_mpp) if whole else open_source(source, classes, group)
+    if whole: tile, mpp = None, mpp or .5                              # they are cut already, at that resolution
     with _new_env(path, _job(source, size, tile, tissue, mpp), overwrite) as env:
         records = _fill(env, source, size, tile, tissue, mpp, workers or os.cpu_count(), on_error)
         label = {i.name: source.label[i.label] for i in source.items}
