@@ -347,3 +347,37 @@ def test_models_have_names(tmp_path):
     with pytest.raises(HxError, match='no card.json'): model_folder(tmp_path/'x')
     if not torch.cuda.is_available():
         with pytest.raises(HxError, match='no GPU'): Explainer.load('colon-64', device='cuda')
+
+
+# ---- results as data
+
+def test_a_killed_table_is_gone_on_with(tmp_path, monkeypatch):
+    "Every picture once, whatever happened in between; other settings are another table."
+    from histoxplaining import cli
+    from histoxplaining.results import Table
+    real, calls = cli.explain, [0]
+    def fragile(*a, **kw):
+        calls[0] += 1
+        if calls[0] == 2: raise KeyboardInterrupt
+        return real(*a, **kw)
+    kw = dict(seeds=70, out=str(tmp_path/'r.html'), csv=str(tmp_path/'t.csv'), json=str(tmp_path/'t.json'), frames=0, cards=4)
+    monkeypatch.setattr(cli, 'explain', fragile)
+    with pytest.raises(SystemExit): cli.hx_explain('colon-64', **kw)
+    first = (tmp_path/'t.csv').read_text()
+    assert 1 < len(first.splitlines()) < 70
+    cli.hx_explain('colon-64', **kw)
+    rows = Table(tmp_path/'t.csv', json.loads((tmp_path/'t.csv.settings.json').read_text())).rows()
+    assert (tmp_path/'t.csv').read_text().startswith(first) and len(rows) == len({r['name'] for r in rows}) == 70
+    assert len(json.loads((tmp_path/'t.json').read_text())['results']) == 70
+    assert {r['code'] for r in rows if not r['success']} <= {'already', 'size', 'outside', 'reconstruction', 'limit', 'below', 'no method'}
+    with pytest.raises(SystemExit): cli.hx_explain('colon-64', **kw | dict(p=.95))
+    assert (tmp_path/'t.csv').read_text().startswith(first)
+
+
+def test_parts_make_the_whole(tmp_path):
+    from histoxplaining.cli import hx_explain
+    names = []
+    for i in range(2):
+        hx_explain('colon-64', seeds=8, shard=f'{i}/2', out=str(tmp_path/f'{i}.html'), csv=str(tmp_path/f'{i}.csv'), frames=0)
+        names += [l.split(',')[0] for l in (tmp_path/f'{i}.csv').read_text().splitlines()[1:]]
+    assert len(names) == len(set(names)) == 8
