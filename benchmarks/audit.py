@@ -14,6 +14,7 @@ import numpy as np, torch
 from histoxplaining.audit import GROUPS, READABLE, _towards, accustomed, audit, edit_similarity, mirrored, movements, randomised, shortcut_report
 from histoxplaining.checkpoints import RunDir, load_network
 from histoxplaining.classifier import Classifier, train_classifier
+from histoxplaining.cli import continued
 from histoxplaining.explainer import Explainer
 from histoxplaining.files import HxError, write_json
 from histoxplaining.images import from_uint8, to_uint8, write_png
@@ -58,7 +59,8 @@ def translator(root, name, run, store, clf, kimg):
     out = root/f'translator_{name}'
     done = RunDir(out).latest() if out.exists() else None
     if done is None or done['nimg'] < round(kimg * 1000):
-        cfg = TrainConfig(data=str(store.path), arch='translator', init=str(run.model), kimg=kimg, snap_kimg=2, stain_weight=0., plane_weight=0.)
+        given = dict(data=str(store.path), arch='translator', kimg=kimg, snap_kimg=1, stain_weight=0., plane_weight=0.)
+        cfg = continued(given, out) if done else TrainConfig(**given, init=str(run.model))
         train(cfg, out, clf, ckpt=out if done else None, quiet=True)
     return load_network(Translator, RunDir(out).model/'translator.safetensors')
 

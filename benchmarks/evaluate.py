@@ -81,7 +81,7 @@ def main():
     say = lambda name: print(f'[{time.time() - begin:4.0f} s] {name}', flush=True)
     hold, methods = tuple(h for h in a.hold.split(',') if h), a.methods and a.methods.split(',')
     layout = [m for m in a.layout.split(',') if m]
-    if unknown := [m for m in layout if m not in all_methods()]: raise SystemExit(f'--layout {unknown[0]}: expected some of {", ".join(all_methods())}')
+    if unknown := [m for m in layout if m not in ('auto', *all_methods())]: raise SystemExit(f'--layout {unknown[0]}: expected some of {", ".join(all_methods())}')
     asked = dict(classifier=clf, oracle=oracle, store=store, steps=a.steps, views=a.views, ask=a.ask or .9, hold=hold, seed=a.seed, callback=say)
     table = evaluate(ex, methods=methods, controls=[c for c in a.controls.split(',') if c], n=a.n, alternatives=a.alternatives, space=a.space, **asked)
     for name in layout: add(table, evaluate(ex, methods=name, controls=[], n=max(a.n // 4, 1), space='w+layout', **asked), f'{name}, with layout')

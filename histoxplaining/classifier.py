@@ -296,7 +296,7 @@ def _load_named(name, weights, classes, size, mean, std):
     model = _make(name, len(classes))[0]
     _fit(model, state, weights)
     cfg = getattr(model, 'pretrained_cfg', {})
-    return Classifier(model, classes, size or cfg.get('input_size', (3, 224, 224))[-1], mean or cfg.get('mean', IMAGENET[0]), std or cfg.get('std', IMAGENET[1]), arch=name)
+    return Classifier(model, classes, size or cfg.get('input_size', (3, 224, 224))[-1], cfg.get('mean', IMAGENET[0]) if mean is None else mean, cfg.get('std', IMAGENET[1]) if std is None else std, arch=name)
 
 # %% ../nbs/04_classifier.ipynb #1623bb13
 class OnnxModel:
@@ -410,7 +410,7 @@ def load(cls:Classifier,
         model = source if path is None else _program(path, device)
         if not callable(model): raise CheckpointError(f'expected a file, a name, a module or a callable, found {type(source).__name__}')
         own = getattr(model, 'pretrained_cfg', None) or {}
-        clf = Classifier(model, classes, size, mean or own.get('mean', IMAGENET[0]), std or own.get('std', IMAGENET[1]), column=column)
+        clf = Classifier(model, classes, size, own.get('mean', IMAGENET[0]) if mean is None else mean, own.get('std', IMAGENET[1]) if std is None else std, column=column)
     if of is not None and column is None and clf.classes != of: raise CheckpointError(f'{source}: is for the classes {", ".join(clf.classes)}, not {", ".join(of)}')
     if temperature is not None: clf.temperature = float(temperature)
     clf = clf.to(device).frozen()

@@ -496,7 +496,7 @@ def evaluate(
     "One table: methods and controls on the same tiles. A method that cannot be run is in `.skipped`. Raises `HxError`."
     if not isinstance(explainer, Explainer): explainer = Explainer.from_run(explainer) if (Path(explainer)/'model').is_dir() else Explainer.load(explainer)
     names = list(all_methods()) if methods is None else [methods] if isinstance(methods, str) else list(methods)
-    unknown = [m for m in names if m not in all_methods()] + [c for c in controls if c not in CONTROLS]
+    unknown = [m for m in names if m not in ('auto', *all_methods())] + [c for c in controls if c not in CONTROLS]
     if unknown: raise HxError(f"{unknown[0]!r}: expected methods of {', '.join(all_methods())}, controls of {', '.join(CONTROLS)}")
     if store is None and (images is None or 'data' in explainer.card): store = explainer.store()
     held = real = None if store is None else store.val if len(store.val) else store
@@ -520,7 +520,7 @@ def evaluate(
     for m in names:
         opts = dict(target=target, p=q.p, method=m, hold=hold, classifier=classifier, seed=seed, views=views, space=space) | ({'n': alternatives} if alternatives > 1 else {})
         column(m, lambda: as_pairs(explain(explainer, pics, **opts), m))
-        if q.step is None and m in out.pairs: q.step = out.pairs[m].step
+        if q.step is None and m in out.pairs and np.isfinite(out.pairs[m].step).any(): q.step = out.pairs[m].step
         if latencies and m in out.pairs: out.extend(latency(explainer, pics, **opts))
     for c in controls: column(c, lambda: CONTROLS[c](q))
     for other in pairs: column(other.name, lambda: other)

@@ -73,6 +73,7 @@ def transplant(
 )->list:
     "Copy a donor's weights; from half the size, the new finest block begins silent. Returns the names that it did not have. Raises `CheckpointError` for one that has another shape."
     mine, theirs, fresh, growing = net.state_dict(), donor.state_dict(), [], net.size == 2 * donor.size
+    finer = growing and net.init.get('feat_res') != donor.init.get('feat_res')
     if net.size not in (donor.size, 2 * donor.size):
         raise CheckpointError(f'{what}: the weights to start from draw {donor.size} px, the tiles have {net.size}: expected a model of {net.size} px, or of {net.size // 2} px to grow from')
     for k, v in mine.items():
@@ -81,7 +82,7 @@ def transplant(
         if k == 'mapping.fc0.weight' and w is not None and w.shape[1] < v.shape[1]:            # it had no classes: their half begins at zero, and the gain of a wider layer is smaller
             w = torch.cat([w * math.sqrt(v.shape[1] / w.shape[1]), v.new_zeros(len(v), v.shape[1] - w.shape[1])], 1)
         if w is None: fresh.append(k)
-        elif w.shape != v.shape and k.split('.')[-2] == 'layout' and growing: fresh.append(k)            # a finer layout code has to be learnt anew
+        elif k.split('.')[-2] == 'layout' and finer: fresh.append(k)                          # a finer layout code has to be learnt anew
         elif w.shape != v.shape: raise CheckpointError(f'{what}.{k}: {list(v.shape)} in this configuration, {list(w.shape)} in the weights to start from; leave channel_base, channel_max, map_layers and feat_channels to them')
         else: v.copy_(w)
     if growing: _silence(net, donor)
