@@ -18,6 +18,13 @@ from .features import perceptual
 @functools.lru_cache(1)
 def _perceptual(): return perceptual()
 
+@torch.no_grad()
+def _agreed(explainer, img, opinion, classifier, enough):
+    "Whether the classifier says of all pictures what it says of their tiles."
+    T = (classifier or explainer.classifier).temperature
+    a, b = ((v / T).softmax(1) for v in (explainer.classify(img.clamp(-1, 1), classifier), opinion))
+    return bool(((a - b).abs().amax(1) < enough).all() and (a.argmax(1) == b.argmax(1)).all())
+
 def refine(
     explainer,
     x:torch.Tensor,        # [N, 3, H, W] tiles in [-1, 1]
@@ -27,6 +34,7 @@ def refine(
     classifier=None,       # whose opinion of the tile is to be kept
     lr:float=.05,          # in standard deviations of encoded tissue per coordinate
     prior:float=2e-4,      # weight of the squared distance from the encoder's code
+    enough:float|None=None, # stop as soon as the classifier's p of every tile and its picture differ by less and the decision is the same; looked at every five steps
 )->tuple:
     "Codes `(w+, layout)` whose pictures are nearer to the tiles: L1, perceptual distance (Zhang et al. 2018) and classifier consistency, in whitened coordinates (Abdal et al. 2019 for W+, Lang et al. 2021 for the consistency)."
     if not steps: return w, feat
@@ -40,6 +48,7 @@ def refine(
         for group in optimiser.param_groups: group['lr'] = lr * min(1, 2 * (1 - k / steps) + .1)
         img = explainer.generate(*code())
         off = like(img, x).sum() + 2 * (img - x).abs().mean([1, 2, 3]).sum() + .05 * len(x) * classifier_kl(explainer.classify(img, classifier), opinion)
+        if enough is not None and k % 5 == 4 and _agreed(explainer, img, opinion, classifier, enough): break
         optimiser.zero_grad()
         (off + prior * u.square().sum() / w.shape[1]).backward()
         optimiser.step()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
-from .files import CheckpointError, DataError, draw, find_weights, load_meta, load_tensors, progress, save_tensors, stream_seed
+from .files import CheckpointError, DataError, cache_root, draw, find_weights, fingerprint, load_meta, load_tensors, progress, save_tensors, stream_seed
 from .images import resize_batch, restain, shift, stain_jitter, zoom
 from .tiles import Batches
 
@@ -677,13 +677,20 @@ class _Probe(nn.Module):
 
 @torch.no_grad()
 def _features(f, store, size, mean, std, device, batch=128):
-    "Features of all tiles: `[N, D]`, on the CPU."
+    "Features of all tiles: `[N, D]`, on the CPU. Those of a network are kept, for the next head on the same tiles."
+    kept = cache_root()/'probe'/f'{fingerprint(f, store.hash, size, tuple(mean), tuple(std))}.safetensors' if isinstance(f, nn.Module) else None
+    if kept is not None and kept.exists():
+        try: return load_tensors(kept)['x']
+        except CheckpointError: kept.unlink()
     norm, out = Classifier(f, ('a', 'b'), size, mean, std).to(device), []
     for i in progress(range(0, len(store), batch)):
         x = store.tensors(range(i, min(i + batch, len(store))))[0].to(device)
         out.append(f(norm.normalised(x)).float().cpu())
         if out[-1].ndim != 2: raise DataError(f'features: expected [N, D], found {list(out[-1].shape)}; pool them first, with lambda x: model(x).mean((2, 3)) for instance')
-    return torch.cat(out)
+    x = torch.cat(out)
+    try: kept is not None and save_tensors(kept, {'x': x})
+    except (OSError, CheckpointError): pass                            # a cache that cannot be written is only slower
+    return x
 
 def _logistic(x, y, tx, ty):
     "Weight and bias of the logistic regression on standardised features that tells the tuning tiles best, of six strengths of regularisation."

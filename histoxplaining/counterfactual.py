@@ -321,14 +321,14 @@ def _of_files(explainer, own, of_copies, ask):
         logits[j] = explainer.logits(np.stack([resize(own[k], reads) for k in j]), ask.classifier)
     return logits
 
-def _refined(explainer, originals, code, idx, steps, classifier):
+def _refined(explainer, originals, code, idx, steps, classifier, enough=None):
     "Codes of which some are refined, and which; `code` stays as it is."
     if not len(idx) or not steps: return code
     w, feat = code.w.clone(), None if code.feat is None else code.feat.clone()
     for i in range(0, len(idx), 64):
         j = idx[i:i + 64]
         part = code[j]
-        new, f = refined(explainer, from_uint8(originals[j]).to(w.device), part.w, part.feat, steps, classifier)
+        new, f = refined(explainer, from_uint8(originals[j]).to(w.device), part.w, part.feat, steps, classifier, enough=enough)
         w[j] = new
         if feat is not None: feat[j] = f
     return Code(w, feat)
@@ -401,7 +401,7 @@ def explain(
     hold=('stain',),         # what the edit must leave alone; () to audit a classifier. The translator holds what it was trained to hold
     question:str='needed',   # of the translator: what this classifier 'needed', or how the class 'typical'ly looks
     closeness:float=.25,     # of the translator: from 0, as the class looks, to 1, as little as convinces
-    refine:int|None=None,    # optimisation steps on the codes of tiles; None: 30 where the reconstruction is judged otherwise than the tile, else none
+    refine:int|None=None,    # optimisation steps on the codes of tiles; None: up to 30, as many as it takes, where the reconstruction is judged otherwise than the tile
     carry:bool=False,        # add detail that the generator misses
     frames:int=0,            # pictures of the path, rendered when asked for
     classifier=None,         # explain another classifier than the model's own
@@ -433,7 +433,7 @@ def _known(explainer, own, originals, code, ask, refine, carry):
     of_files = _of_files(explainer, own, of_tiles, ask)
     off = [] if refine is not None or carry or not hasattr(explainer, 'G') else _disagree((of_tiles / T).softmax(1), (logits / T).softmax(1))
     if off:
-        code = _refined(explainer, originals, code, off, REFINE, ask.classifier)
+        code = _refined(explainer, originals, code, off, REFINE, ask.classifier, .05)
         recon[off] = explainer.render(code[off])
         logits[off] = explainer.logits(recon[off], ask.classifier)
     return code, recon, of_files, of_tiles, logits, set(off), None if own is None else [len(a) for a in own]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INCEPTION', 'INCEPTION_URL', 'INCEPTION_SHA256', 'alexnet_weights', 'LPIPS', 'Lite0Distance', 'perceptual',
-           'fingerprint', 'Features', 'inception_weights', 'features', 'PictureSet', 'picture_set', 'generated',
-           'FeatureSet', 'cache_folder', 'feature_batches', 'feature_set']
+           'Features', 'inception_weights', 'features', 'PictureSet', 'picture_set', 'generated', 'FeatureSet',
+           'cache_folder', 'feature_batches', 'feature_set']
 
 # %% ../nbs/11_features.ipynb #8ef2ccfa
 import hashlib, json, os
@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest import mock
 import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
-from .files import CheckpointError, DataError, HxError, cache_root, draw, fetch, find_weights, load_meta, load_tensors, progress, save_tensors, sha256
+from .files import CheckpointError, DataError, HxError, cache_root, draw, fetch, find_weights, fingerprint, load_meta, load_tensors, progress, save_tensors, sha256
 from .images import SUFFIXES, from_uint8, read_image, resize, to_uint8
 from .sources import picture_files
 from .tiles import TileStore
@@ -69,18 +69,6 @@ def perceptual(
     return kinds[kind]()
 
 # %% ../nbs/11_features.ipynb #754c3d9c
-def fingerprint(
-    net,             # a module; anything else has no weights
-    *more,           # plain values that belong to it
-    digits:int=12,
-)->str:
-    "Says which weights these are: SHA-256 over names, shapes and bytes."
-    h = hashlib.sha256(repr(more).encode())
-    for k, v in sorted(net.state_dict().items()) if isinstance(net, nn.Module) else ():
-        h.update(f'{k} {tuple(v.shape)} {v.dtype}'.encode())
-        h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()[:digits]
-
 @dataclass(frozen=True, eq=False)
 class Features:
     "A named function from pictures, uint8 `[N, H, W, 3]` or float `[N, 3, H, W]` in [-1, 1], to vectors, float32 `[N, d]`. Made by `features`."

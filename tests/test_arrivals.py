@@ -381,3 +381,27 @@ def test_parts_make_the_whole(tmp_path):
         hx_explain('colon-64', seeds=8, shard=f'{i}/2', out=str(tmp_path/f'{i}.html'), csv=str(tmp_path/f'{i}.csv'), frames=0)
         names += [l.split(',')[0] for l in (tmp_path/f'{i}.csv').read_text().splitlines()[1:]]
     assert len(names) == len(set(names)) == 8
+
+
+def test_tiles_without_tissue_are_named_and_near_copies_stay_together(copy, tmp_path, capsys):
+    write_png(copy/'benign'/'glass.png', np.full((32, 32, 3), 244, np.uint8) - np.eye(32, dtype=np.uint8)[..., None])
+    store = TileStore.create(copy, tmp_path/'a.lmdb', size=32)
+    assert store.manifest['bare'] == ['benign/glass.png'] and 'no tissue to speak of, such as benign/glass.png' in capsys.readouterr().out
+    assert 'benign/glass.png' not in TileStore.create(copy, tmp_path/'b.lmdb', size=32, min_tissue=.1).names
+    f = sorted((copy/'tumour').glob('*.png'))[0]
+    for k in range(5): Image.open(f).convert('RGB').save(copy/'tumour'/f'near{k}.jpg', quality=95 - k)
+    store = TileStore.create(copy, tmp_path/'c.lmdb', size=32, split_by='random', val=.4, near=4)
+    assert len({n in set(store.val.names) for n in store.names if 'near' in n or n.endswith(f.name)}) == 1 and store.manifest['copies'] >= 5
+
+
+def test_features_of_a_store_are_computed_once(tiles, tmp_path, monkeypatch):
+    from histoxplaining.classifier import linear_probe
+    monkeypatch.setenv('HX_CACHE', str(tmp_path/'cache'))
+    store, calls = TileStore.create(tiles, tmp_path/'s.lmdb', size=32, val=.3), [0]
+    class Counts(nn.Module):
+        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.ones(1))
+        def forward(self, x): calls[0] += 1; return torch.cat([x.mean((2, 3)), x.std((2, 3))], 1) * self.w
+    a = linear_probe(store, net := Counts())
+    first = calls[0]
+    b = linear_probe(store, net)
+    assert calls[0] - first < first and torch.equal(a.model.head.weight, b.model.head.weight)
