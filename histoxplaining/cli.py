@@ -383,7 +383,7 @@ def hx_explain(
 
 def _light(cf):
     "A result without its pictures: what the numbers of a report need."
-    return replace(cf, original=None, reconstruction=cf.reconstruction[:1, :1], counterfactual=None, frames=cf.frames[:0], heatmap=None, stain_maps={})
+    return replace(cf, original=None, reconstruction=cf.reconstruction[:1, :1].copy(), counterfactual=None, frames=cf.frames[:0], heatmap=None, stain_maps={})
 
 @call_parse
 def hx_models():
