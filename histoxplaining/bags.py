@@ -6,12 +6,12 @@
 __all__ = ['GatedAttention', 'train_bags', 'BagExplanation', 'carriers', 'explain_bag']
 
 # %% ../nbs/16_bags.ipynb #11f9b459
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
 from .files import DataError, HxError, progress, stream
-from .images import from_uint8, to_uint8
-from .explainer import Code, as_batch
+from .images import to_uint8
+from .explainer import as_batch
 from .ways import Ask, moved, translate
 
 # %% ../nbs/16_bags.ipynb #f3f59ad1

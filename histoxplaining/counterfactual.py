@@ -384,9 +384,9 @@ def _solve(job, cfs, method, frames, scan):
         out.append(answers)
     return out
 
-def _disagree(p_orig, p_recon, target_free=.1):
+def _disagree(p_orig, p_recon, far=.1):
     "Where tile and reconstruction are judged differently: another decision, or a probability that differs by more than 0.1."
-    return ((p_orig.argmax(1) != p_recon.argmax(1)) | ((p_orig - p_recon).abs().amax(1) > target_free)).nonzero()[:, 0].tolist()
+    return ((p_orig.argmax(1) != p_recon.argmax(1)) | ((p_orig - p_recon).abs().amax(1) > far)).nonzero()[:, 0].tolist()
 
 def explain(
     explainer:Explainer,     # a trained model

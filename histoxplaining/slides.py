@@ -7,7 +7,7 @@ __all__ = ['SLIDES', 'OVERVIEW', 'Slide', 'tissue_mask', 'read_annotations', 'cl
            'place_of']
 
 # %% ../nbs/03_slides.ipynb #d728c5ef
-import csv, io, json, math, os
+import csv, io, json
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw

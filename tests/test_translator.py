@@ -61,7 +61,7 @@ def test_the_command_puts_it_beside_the_model_and_the_engine_asks_it_first(tiny,
     hx_translator(str(tmp_path/'model'), store=str(tiny/'tiles.lmdb'), kimg=.016, batch=8, output_path=str(tmp_path/'run'), save=True)
     ex = Explainer.load(tmp_path/'model')
     assert ex.translator is not None and ex.translator.n_classes == 2
-    tiles = np.stack([ex.classify.__self__.render(ex.reference.code[:6])[i] for i in range(6)])
+    tiles = ex.render(ex.reference.code[:6])
     asked = [c for c in explain(ex, tiles, method='translate', hold=(), p=.5) if c.reason.code not in ('already', 'outside', 'size', 'reconstruction')]
     for c in asked: assert c.method == 'translate' and 'needed' in c.along and (not c.success or c.p >= .5)
     several = explain(ex, tiles, hold=(), p=.5, n=2)
