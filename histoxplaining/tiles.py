@@ -347,16 +347,46 @@ def _manifest(source, records, labels, size, tile, mpp):
 
 SPLITS = ('group', 'pseudo_slide', 'random')
 
-def copies(records, labels, classes, source)->list:
-    "Sets of places that hold one and the same picture. Raises `DataError` for one that lies under two labels."
-    where, names = {}, [name for r in records for name, _ in r['tiles']]
+def copies(records)->list:
+    "Sets of places that hold one and the same picture (equal pixels after decoding and resizing)."
+    where = {}
     for i, h in enumerate(h for r in records for h in r.get('pixels') or [''] * len(r['tiles'])):
         if h: where.setdefault(h, []).append(i)
-    out = [v for v in where.values() if len(v) > 1]
-    for v in out:
-        other = next((i for i in v if labels[i] != labels[v[0]]), None)
-        if other is not None: raise DataError(f'{source.path}: one picture under two labels: {names[v[0]]} is {classes[labels[v[0]]]}, {names[other]} is {classes[labels[other]]}; take one of them away')
-    return out
+    return [v for v in where.values() if len(v) > 1]
+
+def _two_labels(records, labels):
+    "Places that hold one picture under two labels: `{place: another place with the other label}`."
+    sets = [v for v in copies(records) if len({labels[i] for i in v}) > 1]
+    return {i: next(j for j in v if labels[j] != labels[i]) for v in sets for i in v}
+
+def _leave_out(env, records, places):
+    "Take the tiles at `places` (place -> why) out of `env` and its records; the others close ranks, in one transaction that ends the journal."
+    n, k, keep = 0, 0, []
+    for r in records:
+        stay = [j for j in range(len(r['tiles'])) if n + j not in places]
+        keep += [n + j for j in stay]
+        if len(stay) < len(r['tiles']): r['why'] = r['why'] or next(places[n + j] for j in range(len(r['tiles'])) if n + j in places)
+        n += len(r['tiles'])
+        r['bare'] = [b for b in r['bare'] if b in {r['tiles'][j][0] for j in stay}]
+        for what in ('tiles', 'pixels', 'dhash'): r[what] = [r[what][j] for j in stay]
+    env.set_mapsize(2 * env.info()['map_size'])
+    with env.begin(write=True) as txn:
+        for i, j in enumerate(keep):
+            if i != j: txn.put(_key(i), txn.get(_key(j)))
+        for i in range(len(keep), n): txn.delete(_key(i))
+        for key in [bytes(key) for key, _ in txn.cursor() if key.startswith(b'journal/')]: txn.delete(key)
+
+def _one_label_each(env, records, label, source, on_error):
+    "The label of every tile, after pictures that lie under two labels were left out and named, or raised for."
+    labels = np.array([label[r['name']] for r in records for _ in r['tiles']], np.int64)
+    two, names, classes = _two_labels(records, labels), [n for r in records for n, _ in r['tiles']], list(source.classes)
+    if not two: return labels
+    say = lambda i, j: f'one picture under two labels: {names[i]} is {classes[labels[i]]}, {names[j]} is {classes[labels[j]]}'
+    first = say(*min((min(i, j), max(i, j)) for i, j in two.items()))
+    if on_error == 'raise': raise DataError(f'{source.path}: {first}; take one of them away')
+    print(f'{source.path.name}: {first}; {len(two)} such pictures were left out, for one of the labels must be wrong')
+    _leave_out(env, records, {i: say(i, j) for i, j in two.items()})
+    return np.array([label[r['name']] for r in records for _ in r['tiles']], np.int64)
 
 def _cut_off(pictures):
     "Share of the area that is lost where pictures are not square, and how many those are, from counts of 'WxH'."
@@ -384,7 +414,7 @@ def create(cls:TileStore,
     split_by:str|None=None, # 'group', 'pseudo_slide' or 'random'; default: group where ids are known, else pseudo_slide (random where that cannot be)
     seed:int=0,            # of the split
     workers:int|None=None, # decoding threads; default: one per core
-    on_error:str='skip',   # a picture that cannot be read: 'skip' lists it in the manifest, 'raise' stops
+    on_error:str='skip',   # a picture that cannot be read, or that lies under two labels: 'skip' lists it in the manifest, 'raise' stops
     overwrite:bool=False,  # replace the store at `path`
     tile:int|None=None,    # cut every picture into squares of so many pixels first
     tissue:float=.1,       # with `tile`: share of a square that must not be glass
@@ -412,12 +442,12 @@ def create(cls:TileStore,
     with _new_env(path, _job(source, size, tile, tissue, mpp, min_tissue), overwrite) as env:
         records = _fill(env, source, size, tile, tissue, mpp, workers or os.cpu_count(), on_error, min_tissue)
         label = {i.name: source.label[i.label] for i in source.items}
-        labels = np.array([label[r['name']] for r in records for _ in r['tiles']], np.int64)
+        labels = _one_label_each(env, records, label, source, on_error)
         manifest = _manifest(source, records, labels, size, tile, mpp)
         names, moments = [name for r in records for name, _ in r['tiles']], np.array([m for r in records for _, m in r['tiles']], np.float32)
         pseudo, groups = pseudo_slides(moments, labels, seed), _groups(records, source, tile)
         ids, groups = (None, None) if groups is None else np.unique(groups, return_inverse=True)
-        twice = copies(records, labels, manifest['classes'], source)
+        twice = copies(records)
         if near is not None: twice += alike([h for r in records for h in r.get('dhash', [0] * len(r['tiles']))], near)
         manifest['bare'] = [n for r in records for n in r.get('bare', ())]
         by = split_by or ('pseudo_slide' if groups is None else 'group')
@@ -439,7 +469,7 @@ def create(cls:TileStore,
     if odd and tile is None: print(f'{path.name}: {odd} pictures are not square: the middle square is kept, up to {lost:.0%} of the area is cut off (tile= cuts squares instead)')
     if manifest['bare']: print(f"{path.name}: {len(manifest['bare'])} tiles show no tissue to speak of, such as {manifest['bare'][0]}; min_tissue= leaves them out")
     if manifest['copies']: print(f"{path.name}: {manifest['copies']} pictures are copies of others; copies are kept on one side of the split")
-    if manifest['skipped']: print(f"{path.name}: {len(manifest['skipped'])} of {len(records)} pictures could not be read and were left out; .manifest[\"skipped\"] says why")
+    if manifest['skipped']: print(f"{path.name}: {len(manifest['skipped'])} of {len(records)} pictures could not be used and were left out; .manifest[\"skipped\"] says why")
     return cls(path)
 
 # %% ../nbs/03_tiles.ipynb #c31b40a2

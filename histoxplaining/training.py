@@ -128,8 +128,14 @@ def _units(st, cfg, store):
     w = torch.cat([st.E(b.to(cfg.device))[:, 0] for b in x.split(64)])
     for T in (st.T, st.ema['T']): T.measure(w)
 
+def _shaped(cfg, old):
+    "A configuration whose networks have the shape of those in a checkpoint, wherever nothing else is asked for."
+    names = ('channel_base', 'channel_max', 'map_layers', 'const_channels') + (() if old['arch'] == 'stylegan2' else ('feat_channels', 'feat_res'))
+    return replace(cfg, **{k: old[k] for k in names if k in old and getattr(cfg, k) is None})
+
 def _prepare(cfg, state, classifier):
     "Store, resolved configuration, classifier and state to start from."
+    if state is not None: cfg = _shaped(cfg, state['config'])
     store = TileStore(cfg.data)
     start = weights_to_start_from(cfg.init) if cfg.init and state is None else None
     cfg = resolve(cfg, store.size, start[0].init if start else None)

@@ -235,15 +235,21 @@ def test_patients_below_classes_stay_on_one_side(tiles, tmp_path):
     assert store.classes == ('benign', 'tumour') and len(store.val) and not patient(store.train) & patient(store.val)
 
 
-def test_a_picture_under_two_labels_and_copies(copy, tmp_path):
+def test_a_picture_under_two_labels_and_copies(copy, tmp_path, capsys):
     f = sorted((copy/'benign').glob('*.png'))
     for k in range(6): shutil.copy(f[1], copy/'benign'/f'copy{k}.png')
     store = TileStore.create(copy, tmp_path/'s.lmdb', size=32, split_by='random', val=.4)
     held = {n in set(store.val.names) for n in store.names if 'copy' in n or n.endswith(f[1].name)}
     assert len(held) == 1 and store.manifest['copies'] == 6
     shutil.copy(f[0], copy/'tumour'/'same.png')
-    with pytest.raises(HxError, match='one picture under two labels: benign/.* is benign, tumour/same.png is tumour'): TileStore.create(copy, tmp_path/'two.lmdb', size=32)
+    with pytest.raises(HxError, match='one picture under two labels: benign/.* is benign, tumour/same.png is tumour'): TileStore.create(copy, tmp_path/'two.lmdb', size=32, on_error='raise')
     assert not (tmp_path/'two.lmdb').exists()
+    capsys.readouterr()
+    two = TileStore.create(copy, tmp_path/'two.lmdb', size=32)         # otherwise both are left out, and named
+    assert f'{f[0].name} is benign, tumour/same.png is tumour; 2 such pictures were left out' in capsys.readouterr().out
+    assert len(two) == len(store) - 1 and not {'tumour/same.png', f'benign/{f[0].name}'} & set(two.names) and len(two.manifest['skipped']) == 2
+    old = {n: store[i][0] for i, n in enumerate(store.names)}
+    assert all((two[i][0] == old[n]).all() and two.classes[two[i][1]] == n.split('/')[0] for i, n in enumerate(two.names))   # the others kept their pictures and labels
 
 
 def test_properties_are_no_classes(copy):
@@ -405,3 +411,43 @@ def test_features_of_a_store_are_computed_once(tiles, tmp_path, monkeypatch):
     first = calls[0]
     b = linear_probe(store, net)
     assert calls[0] - first < first and torch.equal(a.model.head.weight, b.model.head.weight)
+
+
+def test_a_name_of_the_hub_with_local_weights(tmp_path):
+    import timm
+    options = dict(init_values=.5, embed_dim=64)                       # as foundation models have them: a name alone does not build the network
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=3, img_size=32, num_heads=2, depth=2, **options).eval()
+    (tmp_path/'hub').mkdir()
+    torch.save(model.state_dict(), tmp_path/'hub'/'pytorch_model.bin')
+    about = dict(architecture='vit_tiny_patch16_224', model_args=options | dict(img_size=32, num_heads=2, depth=2), pretrained_cfg=dict(mean=[.7, .6, .7], std=[.2, .2, .2], input_size=[3, 32, 32]))
+    (tmp_path/'hub'/'config.json').write_text(json.dumps(about))
+    clf = Classifier.load('hf-hub:somebody/foundation', weights=tmp_path/'hub'/'pytorch_model.bin', classes=('a', 'b', 'c'))
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    want = model(((x + 1) / 2 - torch.tensor([.7, .6, .7])[:, None, None]) / .2)
+    assert clf.size == 32 and torch.allclose(clf(x), want, atol=1e-4)
+    clf.save(tmp_path/'c.safetensors')
+    assert torch.allclose(Classifier.load(tmp_path/'c.safetensors')(x), want, atol=1e-4)
+    net = timm.create_model('resnet10t', num_classes=2)
+    torch.save(net.state_dict(), tmp_path/'r.pth')
+    assert Classifier.load('hf-hub:timm/resnet10t.c3_in1k', weights=tmp_path/'r.pth', classes=('a', 'b')).arch == 'resnet10t'
+    with pytest.raises(HxError, match='keep its config.json beside it'): Classifier.load('hf-hub:somebody/secret', weights=tmp_path/'r.pth', classes=('a', 'b'))
+
+
+def test_a_program_is_tried_on_labelled_tiles_before_it_is_believed(tiles, tmp_path, capsys):
+    from histoxplaining.cli import given_classifier
+    store = TileStore.create(tiles, tmp_path/'s.lmdb', size=32)
+    net = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 2))
+    x, y = store.tensors(range(len(store)))
+    x = net[:2](x)                                                     # least squares on 8 x 8 pixels
+    w = torch.linalg.solve(x.T @ x + torch.eye(192), x.T @ (F.one_hot(y, 2) - .5))
+    net[2].load_state_dict(dict(weight=w.T, bias=torch.zeros(2)))
+    torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(str(tmp_path/'good.pt'))
+    net[2].load_state_dict(dict(weight=torch.zeros(2, 192), bias=torch.tensor([0., 1.])))
+    torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(str(tmp_path/'bad.pt'))
+    with pytest.raises(HxError, match='as chance would be: say what it is with --classifier_classes'): given_classifier(tmp_path/'bad.pt', store=store)
+    assert given_classifier(tmp_path/'bad.pt', 'benign,tumour', 32, 'imagenet', store=store).size == 32      # what is said is believed
+    clf = given_classifier(tmp_path/'good.pt', norm='.5,.5,.5/.5,.5,.5', store=store)
+    assert clf.classes == store.classes and clf.mean.flatten().tolist() == [.5] * 3
+    assert 'taken for benign, tumour at 32 px' in capsys.readouterr().out
+    with pytest.raises(HxError, match='give --classifier_classes and --classifier_size'): given_classifier(tmp_path/'good.pt')
+    with pytest.raises(HxError, match='--classifier_norm half: expected'): given_classifier(tmp_path/'good.pt', norm='half', store=store)

@@ -220,3 +220,12 @@ def test_a_checkpoint_of_other_networks_is_refused_by_name(tiny, tmp_path):
     cfg = dict(data=str(tiny/'tiles.lmdb'), arch='stylegan2', kimg=.016, batch=8, channel_base=256)
     train(TrainConfig(**cfg, channel_max=16), tmp_path/'a', quiet=True)
     with pytest.raises(ValueError, match='nets.G of the checkpoint does not fit'): train(TrainConfig(**cfg, channel_max=8), tmp_path/'b', ckpt=tmp_path/'a', quiet=True)
+
+
+def test_a_run_that_grew_from_a_model_goes_on_with_its_shape(tiny, tmp_path):
+    small = TrainConfig(data=str(tiny/'tiles.lmdb'), arch='StyleEx', kimg=.064, batch=8, channel_base=128, channel_max=16, map_layers=1, feat_channels=4, perceptual='lite0', metrics_kimg=0)
+    first = train(small, tmp_path/'first', tiny/'classifier.safetensors', quiet=True)
+    again = dict(data=small.data, init=str(first.model), arch='StyleEx', batch=8, perceptual='lite0', metrics_kimg=0)
+    run = train(TrainConfig(**again, kimg=.064), tmp_path/'run', tiny/'classifier.safetensors', quiet=True)
+    run = train(TrainConfig(**again, kimg=.128), tmp_path/'run', tiny/'classifier.safetensors', ckpt=run.path, quiet=True)   # the same call, longer
+    assert run.latest()['nimg'] == 128 and run.latest()['config']['channel_base'] == 128
