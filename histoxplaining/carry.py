@@ -20,10 +20,16 @@ def _perceptual(): return perceptual()
 
 @torch.no_grad()
 def _agreed(explainer, img, opinion, classifier, enough):
-    "Whether the classifier says of all pictures what it says of their tiles."
+    "Of which pictures `[N]` the classifier says what it says of their tiles."
     T = (classifier or explainer.classifier).temperature
     a, b = ((v / T).softmax(1) for v in (explainer.classify(img.clamp(-1, 1), classifier), opinion))
-    return bool(((a - b).abs().amax(1) < enough).all() and (a.argmax(1) == b.argmax(1)).all())
+    return ((a - b).abs().amax(1) < enough) & (a.argmax(1) == b.argmax(1))
+
+def _adam(value, moments, grad, idx, k, lr, betas=(.9, .95)):
+    "Step `k` of Adam (Kingma and Ba 2015) for some rows of a tensor, in place."
+    for m, g, beta in zip(moments, (grad, grad.square()), betas): m[idx] = beta * m[idx] + (1 - beta) * g
+    mean, square = (m[idx] / (1 - beta**(k + 1)) for m, beta in zip(moments, betas))
+    value[idx] -= lr * mean / (square.sqrt() + 1e-8)
 
 def refine(
     explainer,
@@ -34,25 +40,26 @@ def refine(
     classifier=None,       # whose opinion of the tile is to be kept
     lr:float=.05,          # in standard deviations of encoded tissue per coordinate
     prior:float=2e-4,      # weight of the squared distance from the encoder's code
-    enough:float|None=None, # stop as soon as the classifier's p of every tile and its picture differ by less and the decision is the same; looked at every five steps
+    enough:float|None=None, # stop as soon as the classifier's p of every tile and its picture differ by less and the decision is the same; looked at every three steps
 )->tuple:
     "Codes `(w+, layout)` whose pictures are nearer to the tiles: L1, perceptual distance (Zhang et al. 2018) and classifier consistency, in whitened coordinates (Abdal et al. 2019 for W+, Lang et al. 2021 for the consistency)."
     if not steps: return w, feat
     root, like = explainer.reference.root.to(w), _perceptual().to(w.device)
-    with torch.no_grad(): opinion = explainer.classify(x, classifier)
-    u = torch.zeros_like(w).requires_grad_()
-    v = None if feat is None else torch.zeros_like(feat).requires_grad_()
-    code = lambda: (w + u @ root.T, None if feat is None else normalize_2nd_moment(feat + v))
-    optimiser = torch.optim.Adam([u] if v is None else [u, v], lr=lr, betas=(.9, .95))
+    with torch.no_grad(): opinion, seen = explainer.classify(x, classifier), like.maps(x)
+    away = [torch.zeros_like(c) for c in (w, feat) if c is not None]      # in whitened coordinates, and in the layout
+    moments = [(torch.zeros_like(a), torch.zeros_like(a)) for a in away]
+    code = lambda idx, u, v=None: (w[idx] + u @ root.T, None if v is None else normalize_2nd_moment(feat[idx] + v))
+    live = torch.arange(len(x), device=w.device)                         # tiles that are not there yet
     for k in range(steps):
-        for group in optimiser.param_groups: group['lr'] = lr * min(1, 2 * (1 - k / steps) + .1)
-        img = explainer.generate(*code())
-        off = like(img, x).sum() + 2 * (img - x).abs().mean([1, 2, 3]).sum() + .05 * len(x) * classifier_kl(explainer.classify(img, classifier), opinion)
-        if enough is not None and k % 5 == 4 and _agreed(explainer, img, opinion, classifier, enough): break
-        optimiser.zero_grad()
-        (off + prior * u.square().sum() / w.shape[1]).backward()
-        optimiser.step()
-    with torch.no_grad(): return tuple(None if c is None else c.detach() for c in code())
+        part = [a[live].requires_grad_() for a in away]
+        img, on = explainer.generate(*code(live, *part)), torch.ones(len(live), dtype=torch.bool, device=w.device)
+        if enough is not None and k % 3 == 2: on = ~_agreed(explainer, img.detach(), opinion[live], classifier, enough)
+        if not on.any(): break
+        live, img = live[on], img[on]
+        off = like(img, [m[live] for m in seen]).sum() + 2 * (img - x[live]).abs().mean([1, 2, 3]).sum()
+        off = off + .05 * len(live) * classifier_kl(explainer.classify(img, classifier), opinion[live]) + prior * part[0].square().sum() / w.shape[1]
+        for a, m, g in zip(away, moments, torch.autograd.grad(off, part)): _adam(a, m, g[on], live, k, lr * min(1, 2 * (1 - k / steps) + .1))
+    with torch.no_grad(): return code(slice(None), *away)
 
 # %% ../nbs/16_carry.ipynb #37caccd3
 def carry_detail(

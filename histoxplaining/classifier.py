@@ -9,7 +9,7 @@ __all__ = ['OUTPUTS', 'IMAGENET', 'WRAPPINGS', 'PREFIXES', 'FILES', 'hub_archite
            'fit_temperature', 'train_classifier', 'linear_probe', 'stain_dependence']
 
 # %% ../nbs/04_classifier.ipynb #383978f8
-import copy, io, json, math, os, time, warnings
+import contextlib, copy, importlib, io, json, math, os, sys, time, types, warnings
 from pathlib import Path
 import numpy as np, torch
 import torch.nn as nn, torch.nn.functional as F
@@ -19,9 +19,30 @@ from .images import resize_batch, restain, shift, stain_jitter, zoom
 from .tiles import Batches
 
 # %% ../nbs/04_classifier.ipynb #2af99826
+class _Later(types.ModuleType):
+    "Stands in for a module until something is asked of it that is not here; then the module itself is imported."
+    def __getattr__(self, name):
+        if name.startswith('__'): raise AttributeError(name)
+        for k in [k for k, m in sys.modules.items() if isinstance(m, _Later)]: del sys.modules[k]
+        return getattr(importlib.import_module(self.__name__), name)
+
+@contextlib.contextmanager
+def _without_compiler():
+    "timm and torchvision import torch's compiler for two decorators that matter to `torch.compile` alone; that takes longer than all the rest of them. Within, it waits until it is needed."
+    names = ('torch._dynamo', 'torch._dynamo.utils')
+    if names[0] in sys.modules: yield; return
+    compiler, utils = (_Later(n) for n in names)
+    compiler.disable = lambda fn=None, *args, **kw: (lambda f: f) if fn is None else fn
+    utils.is_compile_supported = lambda device: importlib.import_module(names[1]).is_compile_supported(device)
+    sys.modules.update(zip(names, (compiler, utils)))
+    try: yield
+    finally:
+        for n in names:
+            if isinstance(sys.modules.get(n), _Later): del sys.modules[n]
+
 def _make(name, classes):
     "A network by name, from timm or torchvision, with random weights, and the prefixes of the keys of its head. Channels last: up to twice as fast on a CPU."
-    import timm, torchvision
+    with _without_compiler(): import timm, torchvision
     fast = dict(memory_format=torch.channels_last)
     name, _, options = name.partition('?')
     name, _, stride = name.partition('@')

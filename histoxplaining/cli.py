@@ -163,7 +163,7 @@ def continued(given:dict, ckpt):
     if state is None: raise HxError(f'{p}: no checkpoint that can be read')
     old = {k: v for k, v in state['config'].items() if k in {f.name for f in fields(TrainConfig)}}
     other = given.get('arch', old['arch']) != old['arch']
-    drop = ('device', *(() if old['arch'] == 'translator' else ('init',)), *(('disc', 'cond', 'noise', 'mixing', 'ae_kimg', 'warm_kimg', 'pl_weight') if other else ()), *(('aug',) if other or 'disc' in given else ()))
+    drop = ('device', 'bf16', *(() if old['arch'] == 'translator' else ('init',)), *(('disc', 'cond', 'noise', 'mixing', 'ae_kimg', 'warm_kimg', 'pl_weight') if other else ()), *(('aug',) if other or 'disc' in given else ()))
     cfg = TrainConfig(**{**{k: v for k, v in old.items() if k not in drop}, **given})
     if other and cfg.arch == 'StyleEx' and 'ae_kimg' not in given:       # an encoder that is there needs no time of its own; a new one does
         cfg = replace(cfg, ae_kimg=state['nimg'] / 1000 + (0 if old['arch'] == 'autoencoder' else cfg.kimg / 5))
@@ -368,7 +368,7 @@ def hx_explain(
     geojson:str=None,       # tiles of slides as QuPath reads them, with class, p, size, area and reason
     p:float=.9,             # how sure the classifier should be
     n:int=None,             # how many pictures at most
-    frames:int=12,          # pictures of each path in the report
+    frames:int=10,          # pictures of each path in the report
     cards:int=24,           # cases shown in the report; all are counted
     classifier:str=None,    # explain this one instead of the model's own: *.safetensors, TorchScript, torch.export, ONNX, weights
     classifier_classes:str=None, # a,b: its classes in the order of its outputs, where it does not say them

@@ -207,10 +207,7 @@ class _Job:
 
 # %% ../nbs/16_counterfactual.ipynb #b2873b7b
 @functools.lru_cache(1)
-def _spatial_lpips():
-    net = LPIPS()
-    net.net.spatial = True
-    return net
+def _lpips(): return LPIPS()
 
 @torch.no_grad()
 def heatmaps(
@@ -220,7 +217,7 @@ def heatmaps(
     "Maps of change `[H, W]`: 'density', 'H', 'E' (signed, optical density), 'absolute' (largest channel change on [0, 1]), 'perceptual' (LPIPS per pixel; Zhang et al. 2018). Raises `HxError` for a failure, `CheckpointError` without weights."
     if not cf.success: raise HxError(f'{cf.name}: there is no counterfactual to map ({cf.reason})')
     out = dict(density=cf.heatmap, **cf.stain_maps, absolute=(np.abs(cf.counterfactual.astype(np.float32) - cf.before) / 255).max(-1))
-    if perceptual: out['perceptual'] = _spatial_lpips()(from_uint8(cf.before[None]), from_uint8(cf.counterfactual[None])).reshape(cf.heatmap.shape).numpy()
+    if perceptual: out['perceptual'] = _lpips().pixels(from_uint8(cf.before[None]), from_uint8(cf.counterfactual[None]))[0].numpy()
     return out
 
 def nearest_tiles(
@@ -433,7 +430,7 @@ def _known(explainer, own, originals, code, ask, refine, carry):
     of_files = _of_files(explainer, own, of_tiles, ask)
     off = [] if refine is not None or carry or not hasattr(explainer, 'G') else _disagree((of_tiles / T).softmax(1), (logits / T).softmax(1))
     if off:
-        code = _refined(explainer, originals, code, off, REFINE, ask.classifier, .05)
+        code = _refined(explainer, originals, code, off, REFINE, ask.classifier, .08)
         recon[off] = explainer.render(code[off])
         logits[off] = explainer.logits(recon[off], ask.classifier)
     return code, recon, of_files, of_tiles, logits, set(off), None if own is None else [len(a) for a in own]

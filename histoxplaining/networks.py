@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from .files import HxError, stream
 from .images import resize_batch
 from .ops import bias_act, setup_filter, upsample2d
-from .layers import Conv2d, FullyConnected, MinibatchStd, RESAMPLE, modulated_conv2d, normalize_2nd_moment, precision
+from .layers import Conv2d, FullyConnected, MinibatchStd, RESAMPLE, in_full, in_reduced, modulated_conv2d, normalize_2nd_moment, precision
 from .classifier import backbone
 
 # %% ../nbs/07_networks.ipynb #aaba36b7
@@ -63,6 +63,7 @@ class Mapping(nn.Module):
         for i in range(self.num_layers): x = getattr(self, f'fc{i}')(x)
         return x
 
+    @in_full
     def forward(self, z, c=None, truncation_psi=1.):
         if not self.z_dim:                                                  # the discriminator's: blend of "no class" and the class
             none = self.layers(torch.zeros(1, self.embed.weight.shape[0], device=self.cond_weight.device))
@@ -145,12 +146,14 @@ class Synthesis(nn.Module):
                 i += 1
             yield r, i, 'torgb'
 
+    @in_full
     def styles(self, w):
         "w `[N, num_ws, w_dim]` to StyleSpace: dict layer -> `[N, channels]`, in the order of use. Names ending in 'torgb' are the ToRGB layers."
         if w.ndim == 2: w = w[:, None].expand(-1, self.num_ws, -1)
         if w.shape[1:] != (self.num_ws, self.w_dim): raise HxError(f'w of shape {list(w.shape)}, expected [N, {self.num_ws}, {self.w_dim}] or [N, {self.w_dim}]')
         return {name: self.get_submodule(name).affine(w[:, i]) for name, i in self.layers}
 
+    @in_reduced
     def forward(self, w=None, feat=None, noise_mode='const', s=None, noise=None, res=None):
         if res not in (None, *self.resolutions): raise HxError(f'res {res}: expected one of {self.resolutions}')
         if s is None: s = self.styles(w)
@@ -237,6 +240,7 @@ class Epilogue(nn.Module):
         if hidden: self.fc = FullyConnected(channels * 16, channels, 'lrelu')
         self.out = FullyConnected(channels if hidden else channels * 16, out)
 
+    @in_full
     def forward(self, x):
         x = self.conv(self.mbstd(x)).flatten(1)
         return self.out(self.fc(x) if hasattr(self, 'fc') else x)
@@ -272,6 +276,7 @@ class Discriminator(nn.Module):
         c = c.to(img.dtype)[:, :, None, None]
         return torch.cat([img, (1 - c) * self.label_maps[0] + c * self.label_maps[1]], dim=1)
 
+    @in_reduced
     def forward(self, img, c=None):
         x = self.with_maps(img, c) if hasattr(self, 'label_maps') else img
         for r in self.resolutions: x = getattr(self, f'b{r}')(precision(x, r > self.size >> self.num_fp16_res))
@@ -303,12 +308,16 @@ class Encoder(nn.Module):
         nn.init.normal_(self.b4.out.weight, std=4)     # codes of about the size that the mapping network's have
         if feat_channels: self.layout = Conv2d(ch[feat_res], feat_channels, 1)
 
+    @in_full
+    def _code(self, x): return normalize_2nd_moment(self.layout(x))
+
+    @in_reduced
     def encode(self, img):
         "w `[N, num_ws, w_dim]` and layout code `[N, feat_channels, feat_res, feat_res]` (None without one)."
         x, feat = img, None
         for r in self.resolutions:
             x = getattr(self, f'b{r}')(precision(x, r > self.size >> self.num_fp16_res))
-            if r // 2 == self.feat_res and hasattr(self, 'layout'): feat = normalize_2nd_moment(self.layout(precision(x, False)))
+            if r // 2 == self.feat_res and hasattr(self, 'layout'): feat = self._code(precision(x, False))
         return self.b4(precision(x, False))[:, None].expand(-1, self.num_ws, -1), feat
 
     def forward(self, img): return self.encode(img)[0]
@@ -372,6 +381,7 @@ class ProjectedDiscriminator(nn.Module):
         self.net.eval()
         return self.net.forward_intermediates(x, indices=(-4, -3, -2, -1), intermediates_only=True)
 
+    @in_reduced
     def features(self, img):
         "Mixed features of four scales, fine to coarse, of unit size at each position: list of `[N, width, r, r]`. Differentiable in `img`."
         feats = [ccm(f) for ccm, f in zip(self.ccm, self._stages(resize_batch(img, self.res)))]

@@ -8,13 +8,14 @@ __all__ = ['ARCHS', 'DISCS', 'AUGS', 'RECONSTRUCTION', 'TrainConfig', 'resolve',
            'discriminator_terms', 'path_length_term', 'update_ema', 'class_vectors', 'train_step', 'align_w']
 
 # %% ../nbs/13_step.ipynb #c03e5a5c
-import copy, math
+import copy
 from dataclasses import asdict, dataclass, replace
 import torch, torch.nn as nn
 from .files import CheckpointError, HxError, draw, stream
+from .layers import bfloat16_pays, reduced
 from .networks import Discriminator, Encoder, Generator, ProjectedDiscriminator
 from .augment import AdaptiveP, Augment, light, random_view
-from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logistic, g_hinge, g_nonsaturating, path_length_penalty, path_lengths, r1_penalty, sliced_wasserstein, style_distance, texture_statistics)
+from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logistic, g_hinge, g_nonsaturating, path_lengths, r1_penalty, sliced_wasserstein, style_distance, texture_statistics)
 from .parallel import average, gather, places, world
 from .watch import Guard
 from .translator import Translator, told_class, translator_terms
@@ -43,6 +44,7 @@ class TrainConfig:
     feat_channels:int|None = None  # channels of the layout code; 0: none. StyleEx, autoencoder: init's, else 8
     feat_res:int|None = None       # its side; None: init's, else a quarter of the size, at most 32
     num_fp16_res:int|None = None   # finest resolutions in half precision; None: 4 on a GPU
+    bf16:bool|None = None          # networks in bfloat16 on a CPU; None: where its processor does that by itself
     noise:bool|None = None         # noise inputs; StyleEx: off, texture must not live where the encoder cannot see it
     mixing:float|None = None       # probability of style mixing; stylegan2: 0.9, else 0
     lr:float = .0025               # of generator and plain discriminator
@@ -126,7 +128,7 @@ def resolve(
     filled = dict(size=size, disc='stylegan2' if plain else 'projected', cond='labels' if plain else 'classifier', noise=plain, mixing=.9 if plain else 0., pl_weight=2. if plain else 0.,
         channel_base=found.get('channel_base', 16384), channel_max=found.get('channel_max', 512), map_layers=found.get('map_layers', 2), const_channels=found.get('const_channels'),
         feat_channels=(found.get('feat_channels') or 8) if enc else 0, feat_res=finer * found.get('feat_res', max(4, min(size // 4, 32))) if found.get('feat_channels') else max(4, min(size // 4, 32)),
-        num_fp16_res=0 if cfg.device == 'cpu' else 4,
+        num_fp16_res=0 if cfg.device == 'cpu' else 4, bf16=bfloat16_pays(cfg.device),
         ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100), r1_gamma=.0002 * size**2 / cfg.batch,
         ema_kimg=cfg.batch * 10 / 32, proj_res=min(2 * size, 224), snap_kimg=min(cfg.kimg / 10, 50))
     cfg = replace(cfg, **{k: v for k, v in filled.items() if getattr(cfg, k) is None})
@@ -430,6 +432,9 @@ def train_step(
     y:torch.Tensor,                 # their labels
 )->tuple:
     "All phases of one step: dict of the terms and figures of this process, and dict phase -> whether it was left out (bool tensors)."
+    with reduced(cfg.bf16): return _train_step(st, cfg, clf, dist, x, y)
+
+def _train_step(st, cfg, clf, dist, x, y):
     step, K = st.nimg // cfg.batch, st.parts
     adversarial = cfg.arch != 'autoencoder' and st.nimg >= cfg.ae_kimg * 1000
     lam = min(max(st.nimg - cfg.ae_kimg * 1000, 0) / max(cfg.warm_kimg * 1000, 1), 1)

@@ -12,7 +12,7 @@ import torch, torch.nn as nn
 import torch.nn.functional as F
 from .files import HxError, draw
 from .images import hed, optical_density
-from .layers import normalize_2nd_moment
+from .layers import in_reduced, normalize_2nd_moment
 from .classifier import log_odds
 from .augment import light, random_view
 from .losses import g_hinge
@@ -90,6 +90,7 @@ class Translator(nn.Module):
         self.mean.copy_(w.mean(0)); self.sd.copy_(w.std(0).clamp_min(1e-6))
         return self
 
+    @in_reduced
     def forward(self, w, feat, asked:Asked):
         if (w.ndim, feat is None) != (2, self.into is None): raise HxError(f'translator: expected w [N, {len(self.mean)}] and {"no layout code" if self.into is None else "a layout code"}, found {list(w.shape)} and {"none" if feat is None else list(feat.shape)}')
         told = self.tell(torch.cat([(w - self.mean) / self.sd / 4, 4 * F.one_hot(asked.target, self.n_classes), 4 * asked.typical[:, None], 8 * asked.closeness[:, None] - 4, 2 * asked.noise], 1))
