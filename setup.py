@@ -23,7 +23,7 @@ setup(
     package_data={'histoxplaining': ['data/*', 'csrc/*', 'models/*/*']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'onnx': cfg['onnx_requirements'].split(), 'slides': cfg['slides_requirements'].split()},
+    extras_require={'dev': cfg['dev_requirements'].split(), 'onnx': cfg['onnx_requirements'].split(), 'slides': cfg['slides_requirements'].split(), 'app': cfg['app_requirements'].split()},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],

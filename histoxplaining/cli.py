@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FLAGS', 'user_errors', 'parse_classes', 'hx_tiles', 'hx_convert', 'hx_classifier', 'wandb_callback',
            'tensorboard_callback', 'callbacks', 'continued', 'given_classifier', 'hx_train', 'hx_explain', 'hx_models',
-           'hx_translator', 'hx_inception', 'hx_fid', 'hx_bench', 'hx_demo']
+           'hx_translator', 'explorer_page', 'hx_explore', 'hx_study', 'hx_inception', 'hx_fid', 'hx_bench', 'hx_demo']
 
 # %% ../nbs/20_cli.ipynb #c12c8655
-import os, sys, tempfile, time, warnings, webbrowser
+import os, secrets, signal, socket, subprocess, sys, tempfile, time, warnings, webbrowser
+from importlib.util import find_spec
 import histoxplaining
 from json import dumps
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from .counterfactual import explain, summarise
 from .results import Table, record, write_geojson
 from .evaluation import CONTROLS, evaluate, measure, read_pairs, save_pairs
 from .report import write_report
+from .study import analyse, methods_text, panel_figure, read_answers, write_study
 
 # %% ../nbs/20_cli.ipynb #7ed4ae35
 @contextmanager
@@ -465,6 +467,100 @@ def hx_translator(
             T = load_network(Translator, run.model/'translator.safetensors')
             save_tensors(folder/'translator.safetensors', {k: v.half() if v.is_floating_point() else v for k, v in T.state_dict().items()}, meta=T.init)
         if rank() == 0: print(f'-> {run.path}')
+
+# %% ../nbs/20_cli.ipynb #eb86debf
+_PAGE = '''from histoxplaining.explainer import Explainer
+from histoxplaining.explorer import Explorer
+Explorer(Explainer.load({model!r}), {tiles!r}, p={p!r})'''
+
+def explorer_page(
+    folder,             # where to write it
+    model, tiles=None,  # as for `Explorer`
+    p:float=.9,
+)->Path:
+    "A notebook that is an explorer and nothing else."
+    import nbformat
+    cell = nbformat.v4.new_code_cell(_PAGE.format(model=str(model), tiles=tiles, p=p))
+    path = Path(folder)/'histoxplaining.ipynb'
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))), path)
+    return path
+
+@call_parse
+def hx_explore(
+    model:Param('run folder, model folder, or the name of a packaged model (see hx_models)', str, opt=False, nargs='?')='colon-64',
+    tiles:Param('pictures, a folder or a tile store; default: the model\'s own held-out tiles, or tissue that it draws', str, opt=False, nargs='*')=None,
+    p:float=.9,              # how sure the classifier should be
+    port:int=8866,           # on this machine
+    no_browser:store_true=False, # do not open it
+):
+    "The explorer as a page of its own, in the browser: no notebook in sight. Ctrl-C ends it."
+    with user_errors():
+        if not find_spec('voila'): raise HxError("hx_explore needs Voilà: pip install 'histoxplaining[app]'")
+        from histoxplaining.explorer import to_choose_from             # widgets: nothing else here needs them
+        here = model_folder(model) if not (Path(model)/'model').is_dir() else Path(model)/'model'
+        tiles = [str(Path(t).resolve()) for t in tiles or ()]
+        for t in tiles:
+            if not Path(t).exists(): raise HxError(f'{t}: no such picture, folder or tile store')
+        to_choose_from(tiles[0] if len(tiles) == 1 else tiles or None)   # an error here is better than one on the page
+        with tempfile.TemporaryDirectory() as folder: _serve(explorer_page(folder, here.resolve(), tiles[0] if len(tiles) == 1 else tiles or None, p), port, not no_browser)
+
+def _serve(page, port, show):
+    "Run Voilà on a notebook until it ends or is interrupted. Raises `HxError`."
+    with socket.socket() as s:
+        if not s.connect_ex(('127.0.0.1', port)): raise HxError(f'port {port} is in use: --port takes another')
+    token = secrets.token_hex(12)
+    url = f'http://localhost:{port}/?token={token}'
+    (page.parent/'voila.json').write_text(dumps({'VoilaConfiguration': dict(preheat_kernel=True, pool_size=1)}))
+    command = [sys.executable, '-m', 'voila', page.name, f'--token={token}', f'--port={port}', '--Voila.ip=127.0.0.1', '--strip_sources=True', '--show_tracebacks=True', '--no-browser', '--Voila.log_level=WARN']
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = subprocess.Popen(command, cwd=page.parent, env=os.environ | {'OMP_WAIT_POLICY': 'passive'})
+    try:
+        while server.poll() is None and socket.socket().connect_ex(('127.0.0.1', port)): time.sleep(.2)
+        if server.poll() is None: print(f'{url}   (Ctrl-C ends it)', flush=True)
+        if show and server.poll() is None: webbrowser.open(url)
+        code = server.wait()
+    except KeyboardInterrupt: code = 0
+    finally:
+        server.terminate()                                             # its kernels go with it
+        server.wait()
+    if code: raise HxError(f'Voilà ended with status {code}')
+
+# %% ../nbs/20_cli.ipynb #e071775b
+@call_parse
+def hx_study(
+    model:str,               # a packaged model, a run or a model folder; or: analyse
+    files:Param('pictures, folders or tile stores to be asked about; with analyse: key.json and the answers of the readers', str, opt=False, nargs='*')=None,
+    readers:int=13,          # pages, one each
+    out:str='study',         # folder to write to
+    pairs:int=20,            # real and generated tiles side by side
+    decisions:int=12,        # tiles asked about before, and as many after
+    shown:int=10,            # explanations
+    title:str='Tissue and a classifier', # of the pages
+    p:float=.9,              # how sure the classifier should be of what is shown
+    seed:int=0,              # of every choice
+):
+    "Write a study for experts (real or generated, what the classifier will say before and after explanations, usefulness and trust), or analyse its answers."
+    with user_errors():
+        if model == 'analyse': return _analysed(files, out, seed)
+        ex = Explainer.from_run(model) if (Path(model)/'model').is_dir() else Explainer.load(model)
+        need = pairs + 2 * decisions + shown
+        imgs, names = _pictures(files, ex, None)
+        pick = np.random.default_rng(seed).permutation(len(imgs))[:2 * need]
+        cfs = explain(ex, [as_picture(imgs[i]) for i in pick], p=p)
+        if bare := [c for c in cfs if c.original.shape[0] != ex.size]: raise HxError(f'{bare[0].name}: {len(bare[0].original)} px beside generated pictures of {ex.size}: size would give away which is which; bring the tiles to {ex.size} px (hx_tiles --size {ex.size})')
+        generated = ex.render(Code(ex.mapping(range(seed, seed + pairs)), ex.layouts(range(seed, seed + pairs))))
+        folder = write_study(cfs, generated, out, readers=readers, title=title, seed=seed, pairs=pairs, decisions=decisions, shown=shown)
+        print(f'{readers} pages in {folder}: send reader_NN.html to its reader, keep key.json.\nWhen their answers are back:  hx_study analyse {folder}/key.json answers_*.json')
+
+def _analysed(files, out, seed):
+    "Figures of a study: printed, and written beside its picture and a paragraph on methods."
+    key, rows = read_answers(files or ())
+    found = analyse(key, rows, seed=seed)
+    for name, f in found.items(): print(f"{name:20s} {f['value']:6.3f} [{f['low']:.3f}, {f['high']:.3f}]   n {f['n']}" + (f"   Wilson [{f['wilson'][0]:.3f}, {f['wilson'][1]:.3f}]" if 'wilson' in f else '') + (f"   d' {f['dprime']:.2f}" if 'dprime' in f else ''))
+    folder, text = Path(out), methods_text(key, rows, found)
+    write_json(folder/'study.json', dict(found=found, methods=text, answers=rows))
+    panel_figure(key, rows, found).savefig(folder/'study.png', dpi=150)
+    print(f'\n{text}\n\n-> {folder}/study.json, {folder}/study.png')
 
 # %% ../nbs/20_cli.ipynb #1b355e62
 def _reference_set(dataset, label, split, n):

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'STAINS', 'INK', 'PAPER', 'ACCENT', 'CLASS_COLOURS', 'to_uint8', 'from_uint8',
-           'read_image', 'write_png', 'png_bytes', 'resize', 'resize_batch', 'dihedral', 'shift', 'zoom',
+           'read_image', 'write_png', 'png_bytes', 'data_uri', 'resize', 'resize_batch', 'dihedral', 'shift', 'zoom',
            'optical_density', 'hed', 'from_hed', 'stain_jitter', 'restain', 'style', 'grid', 'show']
 
 # %% ../nbs/01_images.ipynb #1b930e69
-import io, math
+import base64, io, math
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
@@ -102,6 +102,12 @@ def png_bytes(
     b = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(img)).save(b, 'PNG', compress_level=4)
     return b.getvalue()
+
+def data_uri(
+    img:np.ndarray,       # uint8 [H, W, 3]
+)->str:
+    "A picture as a `data:` address, for pages that ask nothing of a network."
+    return 'data:image/png;base64,' + base64.b64encode(png_bytes(img)).decode()
 
 # %% ../nbs/01_images.ipynb #fdd3da2c
 def resize(

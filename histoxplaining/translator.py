@@ -124,6 +124,13 @@ def _green(x):
     "How much greener than red and blue, locally: neither haematoxylin nor eosin, nor any mixture of them over white, is that."
     return F.avg_pool2d(x[:, 1:2] - torch.minimum(x[:, :1], x[:, 2:]), 4)
 
+def _fading(before, after):
+    "Share of the fine contrast of haematoxylin and of eosin that is lost, summed over both `[N]`; a gain costs nothing. What a frozen generator redraws comes out paler and smoother than what it reconstructs; that is its own loss, and no class's."
+    def fine(x):
+        d = hed(x.clamp(-1, 1))[:, :2]
+        return ((d - F.avg_pool2d(d, 5, 1, 2, count_include_pad=False)).square().mean([2, 3]) + 1e-6).sqrt()
+    return F.relu(1 - fine(after) / fine(before)).sum(1)
+
 def nearness(cfg, closeness):
     "Weight of the perceptual distance at a closeness: geometric between `cfg.far` and `cfg.near`."
     return cfg.far * (cfg.near / cfg.far)**closeness
@@ -150,6 +157,7 @@ def translator_terms(st, cfg, clf, dist, x, logits, idx):
          'flip': cfg.flip_weight * (F.softplus(SURE - odds) * (1 - .5 * asked.typical.float())).mean(),
          'near': (nearness(cfg, asked.closeness) * dist(img, recon)).mean(),
          'cycle': cycle, 'stain': cfg.stain_weight * stain.mean(), 'plane': cfg.plane_weight * plane.mean()}
+    if cfg.fade_weight: t['fade'] = cfg.fade_weight * _fading(recon, img).mean()
     if cfg.unlike_weight:
         i = [k for k, n in enumerate(idx) if n % 4 == 0]               # the same tiles however the batch is dealt out
         if i:

@@ -104,3 +104,89 @@ def test_the_report_compares_sorts_and_fetches_nothing(chromium, tmp_path):
         assert page.evaluate('document.documentElement.scrollWidth') <= width          # nothing is cut off
     assert not errors and not asked
     context.close()
+
+
+SERIOUS = ('serious', 'critical')
+
+def wrong_for_some(page):
+    "What axe finds serious: readers with a keyboard, a screen reader or weak eyes would not get through."
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright', reason='axe-playwright-python is not installed')
+    found = axe.Axe().run(page).response['violations']
+    return [(v['id'], v['nodes'][0]['html'][:120]) for v in found if v['impact'] in SERIOUS]
+
+
+def test_axe_finds_nothing_serious_in_the_report(chromium, tmp_path):
+    from histoxplaining.cli import hx_demo
+    hx_demo(str(tmp_path))
+    for scheme in ('light', 'dark'):
+        page = chromium.new_page(viewport=dict(width=1400, height=1000), color_scheme=scheme)
+        page.goto((tmp_path/'report.html').as_uri())
+        assert not wrong_for_some(page)
+        page.close()
+
+
+def test_a_study_from_the_first_to_the_last_question(chromium, tmp_path):
+    "From file://, with the network off and by keyboard; the answers are analysed."
+    from histoxplaining.cli import hx_study
+    from histoxplaining.explainer import Code, Explainer
+    from histoxplaining.images import write_png
+    from histoxplaining.study import analyse, read_answers
+    ex = Explainer.from_pretrained('colon-64')
+    for s, pic in enumerate(ex.render(Code(ex.mapping(range(500, 530)), ex.layouts(range(500, 530))))): write_png(tmp_path/'tiles'/f'{s}.png', pic)
+    hx_study('colon-64', [str(tmp_path/'tiles')], readers=2, out=str(tmp_path/'study'), pairs=4, decisions=3, shown=2)
+    context = chromium.new_context(viewport=dict(width=1100, height=760), offline=True, accept_downloads=True)
+    page, errors = context.new_page(), []
+    page.on('console', lambda m: m.type == 'error' and errors.append(m.text))
+    page.on('pageerror', lambda e: errors.append(str(e)))
+    page.goto((tmp_path/'study'/'reader_01.html').as_uri())
+    assert not wrong_for_some(page)
+    asked = []
+    for _ in range(40):
+        head = page.locator('h1').inner_text()
+        if head.startswith('Thank'): break
+        asked.append(head)
+        if 'real tissue' in head or 'this tile' in head: page.keyboard.press('1')
+        elif head.startswith('The classifier says'):
+            if len(asked) == 1 + asked.index(head): assert page.get_by_text('Go on').is_disabled() and not wrong_for_some(page)
+            for name, v in (('useful', 4), ('trust', 2)): page.locator(f'input[name={name}][value="{v}"]').check()
+            page.get_by_text('Go on').click()
+        else: page.keyboard.press('Enter')
+    assert sum('real tissue' in a for a in asked) == 4 and sum('this tile' in a for a in asked) == 6
+    with page.expect_download() as got: page.get_by_text('Save the answers').click()
+    got.value.save_as(tmp_path/'answers.json')
+    found = analyse(*read_answers([tmp_path/'study'/'key.json', tmp_path/'answers.json']), draws=50)
+    assert found['useful']['value'] == 4 and found['trust']['value'] == 2 and found['real or generated']['n'] == 4
+    assert not errors
+    context.close()
+
+
+@pytest.fixture(scope='module')
+def application():
+    "hx_explore on the packaged model: its address."
+    pytest.importorskip('voila', reason='voila is not installed')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    server = subprocess.Popen([sys.executable, '-c', 'from histoxplaining.cli import hx_explore; hx_explore()', 'colon-64', '--no_browser', '--port', str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    yield server.stdout.readline().split()[0]
+    server.terminate()
+    assert server.wait(30) == 0
+
+
+def test_the_explorer_as_a_page_of_its_own(chromium, application, tmp_path):
+    from histoxplaining.synthetic import synthetic_tiles
+    from histoxplaining.images import write_png
+    page = chromium.new_page(viewport=dict(width=1400, height=900))
+    page.set_default_timeout(SECONDS)
+    page.goto(application)
+    first = page.locator('.hx-explorer img').first
+    first.wait_for()
+    bytes_of = lambda: first.evaluate('async i => Array.from(new Uint8Array(await (await fetch(i.src)).arrayBuffer())).join()')
+    before = bytes_of()
+    write_png(tmp_path/'mine.png', synthetic_tiles(2, 64, seed=1)[0][0])
+    with page.expect_file_chooser() as chooser: page.get_by_text('pictures (0)').click()
+    chooser.value.set_files([tmp_path/'mine.png'])
+    page.get_by_text('Original · mine.png').wait_for()
+    page.wait_for_timeout(300)
+    assert bytes_of() != before
+    assert not page.get_by_text('Traceback').count()
+    page.close()
