@@ -8,16 +8,21 @@ from pathlib import Path
 from bs4 import BeautifulSoup
 from latex2mathml.converter import convert
 
-TUTORIALS = {'from_your_tiles': 'From your tiles to a report', 'what_a_model_can_answer': 'What a model can answer'}
+TUTORIALS = {'from_your_tiles': 'From your tiles to a report', 'your_classifier': 'Your classifier', 'what_a_model_can_answer': 'What a model can answer'}
+PARTS = {'Ground': 3, 'Data': 7, 'Networks': 12, 'Classifier and models': 15, 'Measures': 17, 'Training': 23, 'Explaining': 30, 'Judging': 32, 'Showing': 99}   # the first room that no longer belongs
 
 
 def sidebar(nbs):
     "What stands at the left of every page, in the order in which a newcomer walks: overview, tutorials, rooms."
     entry = lambda text, href: f'          - text: "{text}"\n            href: {href}\n'
-    rooms = sorted(p.name for p in nbs.glob('[0-9]*.ipynb'))
+    rooms, first, parts = sorted(p.name for p in nbs.glob('[0-9]*.ipynb')), 0, ''
+    for part, end in PARTS.items():
+        mine = [n for n in rooms if first <= int(n[:2]) < end]
+        parts += f'      - section: {part}\n        contents:\n' + ''.join(entry(f'{n[:2]} {n[3:-6].replace("_", " ")}', n) for n in mine)
+        first = end
     return ('website:\n  sidebar:\n    contents:\n      - text: Overview\n        href: index.ipynb\n'
         '      - section: Tutorials\n        contents:\n' + ''.join(entry(t, f'tutorials/{n}.ipynb') for n, t in TUTORIALS.items())
-        + '      - section: Rooms\n        contents:\n' + ''.join(entry(f'{n[:2]} {n[3:-6].replace("_", " ")}', n) for n in rooms))
+        + parts)
 
 
 def mathml(soup):
@@ -75,6 +80,9 @@ def build():
     shutil.copytree('nbs/figures', '_docs/figures', dirs_exist_ok=True)
     root, rooms = Path('_docs'), {p.stem.split('_', 1)[1]: f'{p.stem}.html' for p in Path('nbs').glob('[0-9]*.ipynb')}
     for page in root.rglob('*.html'): finish(page, root, site, rooms)
+    for sheet in root.rglob('*.css'):                                      # fonts of the theme: a reader's own will do, and nothing is asked of anybody
+        text = sheet.read_text(encoding='utf-8')
+        sheet.write_text(re.sub(r"""@import\s*(?:url\([^)]*\)|"[^"]*"|'[^']*')[^;]*;""", '', text), encoding='utf-8')
     print(f'{sum(1 for _ in root.rglob("*.html"))} pages in {root.resolve().name}')
 
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
 
-from histoxplaining.audit import GROUPS, READABLE, _towards, accustomed, audit, edit_similarity, mirrored, movements, randomised, shortcut_report
+from histoxplaining.auditing import GROUPS, READABLE, _towards, accustomed, audit, edit_similarity, mirrored, movements, randomised, shortcut_report
 from histoxplaining.checkpoints import RunDir, load_network
 from histoxplaining.classifier import Classifier, train_classifier
 from histoxplaining.cli import continued

@@ -6,7 +6,7 @@ Prints milliseconds of each pipe at growing p: of tiles (no gradient), of fakes 
 cost of one batch of tiles and one of fakes at p = 0.6, relative to one forward and backward pass through the 3x3 convolutions of generator and discriminator."""
 import argparse, json, statistics, time
 import torch
-from histoxplaining.augment import PIPES, Augment
+from histoxplaining.augmentation import PIPES, Augment
 from train import unit_seconds
 
 

@@ -10,7 +10,7 @@ import argparse, json, time
 from pathlib import Path
 import numpy as np, torch
 
-from histoxplaining.audit import shortcut_report
+from histoxplaining.auditing import shortcut_report
 from histoxplaining.classifier import Classifier
 from histoxplaining.counterfactual import methods as all_methods
 from histoxplaining.evaluation import CONTROLS, evaluate, risk_coverage, train_oracle

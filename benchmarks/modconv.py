@@ -8,7 +8,7 @@ import argparse, json
 import torch
 from histoxplaining.layers import RESAMPLE, modulated_conv2d
 from histoxplaining.networks import channels
-from histoxplaining.ops import setup_filter
+from histoxplaining.operators import setup_filter
 from ops import NETS, seconds
 
 

@@ -11,7 +11,7 @@ import torch
 from histoxplaining.checkpoints import RunDir
 from histoxplaining.classifier import Classifier
 from histoxplaining.files import write_json
-from histoxplaining.step import TrainConfig
+from histoxplaining.training_step import TrainConfig
 from histoxplaining.training import train
 
 SETTINGS = dict(channel_base=2048, channel_max=128, batch=16, kl_ramp=.1, kl_weight=1., l1_weight=2., feat_swap=.25, metrics_n=1000)

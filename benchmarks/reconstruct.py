@@ -7,7 +7,7 @@ tile too: what carrying detail brings. Numbers in the code are counted for one t
 import argparse, json, time
 import numpy as np, torch
 
-from histoxplaining.carry import refine
+from histoxplaining.inversion import refine
 from histoxplaining.counterfactual import explain
 from histoxplaining.explainer import Explainer
 from histoxplaining.features import perceptual

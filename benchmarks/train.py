@@ -13,11 +13,11 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from histoxplaining import step as steps
+from histoxplaining import training_step as steps
 from histoxplaining.classifier import Classifier, backbone
 from histoxplaining.losses import perceptual
-from histoxplaining.parallel import rank, together, world
-from histoxplaining.step import TrainConfig, TrainState, resolve, train_step
+from histoxplaining.distributed import rank, together, world
+from histoxplaining.training_step import TrainConfig, TrainState, resolve, train_step
 from histoxplaining.synthetic import write_folder
 from histoxplaining.tiles import Batches, TileStore
 

@@ -1,7 +1,7 @@
 """Truth about classifiers of procedural tissue, and what the audit refuses."""
 from types import SimpleNamespace
 import numpy as np, pytest, torch
-from histoxplaining.audit import GROUPS, audit, mirrored, movements, randomised, reactions, shortcut_report
+from histoxplaining.auditing import GROUPS, audit, mirrored, movements, randomised, reactions, shortcut_report
 from histoxplaining.classifier import Classifier, backbone
 from histoxplaining.files import DataError, HxError
 from histoxplaining.images import from_uint8, hed
@@ -79,7 +79,7 @@ def test_an_audit_needs_procedural_tissue():
 
 def test_a_factor_that_cannot_be_read_is_left_out_and_named(monkeypatch):
     "A reader that reads brightness off the order of the tiles, and everything else from the truth."
-    import histoxplaining.audit as room
+    import histoxplaining.auditing as room
     drawn = [draw_factors(1000, i, 'both', 0.) for i in range(24)]
     truth = relative_factors({k: np.array([f[k] for _, f in drawn], np.float32) for k in FACTORS})
     blind = truth.clone()

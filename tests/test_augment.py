@@ -1,7 +1,7 @@
 """Augmentation against its definitions in SciPy, against published numbers, and differentiated twice."""
 import numpy as np, pytest, scipy.ndimage, scipy.signal, torch
 from hypothesis import given, settings, strategies as st
-from histoxplaining.augment import PIPES, SYM6, TRANSFORMS, AdaptiveP, Augment, amounts, band_gains, filter_bands, filter_bank, inverse_matrix, warp
+from histoxplaining.augmentation import PIPES, SYM6, TRANSFORMS, AdaptiveP, Augment, amounts, band_gains, filter_bands, filter_bank, inverse_matrix, warp
 from histoxplaining.losses import r1_penalty
 
 EVERYTHING = ('bgcfnc', 'histo')

@@ -1,14 +1,14 @@
 """The promises of the counterfactual engine, on generators whose cause is known: found, only it, minimal, judged as saved; and clear answers where there is none."""
 from types import SimpleNamespace
 import numpy as np, pytest, torch
-from histoxplaining.carry import carry_detail
+from histoxplaining.inversion import carry_detail
 from histoxplaining.counterfactual import diverse, effect, explain, summarise
 from histoxplaining.explainer import Cache, Code, Explainer, Reference, as_batch
 from histoxplaining.files import HxError
 from histoxplaining.images import from_uint8, hed, read_image, to_uint8, write_png
 from histoxplaining.latents import HOLDS, class_direction
 from histoxplaining.classifier import log_odds
-from histoxplaining.ways import Ask, Edit, Trial, crossing, methods, next_size, search
+from histoxplaining.methods import Ask, Edit, Trial, crossing, methods, next_size, search
 
 CAUSE, TOP, OTHER = 3, 1, 5                                      # coordinates of w that are seen in the picture
 
@@ -236,7 +236,7 @@ def test_carry_starts_from_the_tile(toy, pink):
 def test_a_prototype_is_tissue_that_exists(toy, pink):
     "The step ends at an encoded tile of the target at the latest, and without one there is a reason."
     from histoxplaining.losses import texture_statistics
-    from histoxplaining.ways import prototype
+    from histoxplaining.methods import prototype
     code, ask = toy.code(pink), Ask(0, 1, hold=())
     w = code.w
     for e in prototype(toy, code, ask, k=3):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from histoxplaining import evaluation
-from histoxplaining.audit import averaged
+from histoxplaining.auditing import averaged
 from histoxplaining.classifier import Classifier
 from histoxplaining.counterfactual import Counterfactual
 from histoxplaining.evaluation import Pairs, as_pairs, changes, cout, evaluate, jpeg, measure, read_pairs, risk_coverage, save_pairs, stability

@@ -1,11 +1,11 @@
 """The plan of the house: one notebook, one module; imports never run back up the numbers; nothing is executed from a file."""
-import ast, json, re
+import ast, json, re, subprocess, sys
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
-ROOM = {nb.stem.split('_', 1)[1]: k for k, nb in enumerate(NOTEBOOKS)}   # two rooms may share a number: then the alphabet decides
+ROOM = {nb.stem.split('_', 1)[1]: k for k, nb in enumerate(NOTEBOOKS)}
 
 
 def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
@@ -49,3 +49,23 @@ def test_no_machine_paths():
     texts = [p for pat in ('nbs/*.ipynb', 'histoxplaining/*.py', 'tests/*.py', '*.md', 'Makefile', 'settings.ini') for p in ROOT.glob(pat)]
     found = [(p.name, m) for p in texts if p != Path(__file__) for m in re.findall(r'(?:/home/|/root/|/work/|/Users/)[\w.]+', p.read_text(encoding='utf-8'))]
     assert not found
+
+
+def test_the_top_loads_nothing_that_is_not_asked_for():
+    "Importing the package is cheap, its names are there, and modules answer to their old names for one release."
+    script = ("import sys, histoxplaining; assert 'torch' not in sys.modules\n"
+              "import warnings, importlib\n"
+              "from histoxplaining import Explainer, explain, Explorer, TileStore, Classifier, train, evaluate, audit, write_report\n"
+              "assert callable(audit) and all(hasattr(histoxplaining, n) for n in histoxplaining.__all__)\n"
+              "for old, new in histoxplaining._MOVED.items():\n"
+              "    with warnings.catch_warnings(record=True) as w:\n"
+              "        warnings.simplefilter('always')\n"
+              "        one, two = (importlib.import_module('histoxplaining.' + n) for n in (old, new))\n"
+              "    assert one is two and one.__spec__.name == 'histoxplaining.' + new and any('is called' in str(v.message) for v in w), old\n")
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rooms_have_numbers_of_their_own():
+    numbers = [p.name[:2] for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))]
+    assert numbers == [f'{i:02d}' for i in range(len(numbers))]

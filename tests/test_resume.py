@@ -1,7 +1,7 @@
 """Training that is interrupted in any way goes on as if nothing had happened, or says why it cannot."""
 import json, os, random, resource, signal, subprocess, sys, time
 import pytest, torch
-from histoxplaining import step as steps
+from histoxplaining import training_step as steps
 from histoxplaining.checkpoints import RunDir, images_of
 from histoxplaining.training import TrainConfig, train
 

@@ -38,6 +38,8 @@ def faults(root):
         if raw := re.search(r'\\\(|\\\[|\$[^$\s][^$]{0,80}\$|\\(?:frac|sum|mathbb|lVert)\b', text): out.append(f'{name}: a formula is left raw: {raw[0][:40]}')
         if '](' in text: out.append(f"{name}: Markdown is left raw: {text[text.index('](') - 30:][:70]}")
         if 'Traceback (most recent call last)' in soup.get_text(): out.append(f'{name}: shows a traceback')
+    for sheet in root.rglob('*.css'):
+        if elsewhere := re.search(r"""(?:@import|url\()\s*["']?(?:url\(["']?)?(?:https?:)?//[^)"';]*""", sheet.read_text(encoding='utf-8')): out.append(f'{sheet.relative_to(root)}: fetches {elsewhere[0]}')
     return out
 
 
@@ -60,10 +62,10 @@ def test_every_page_is_whole(site):
     assert {p.relative_to(site).with_suffix('').as_posix() for p in site.rglob('*.html')} >= {p.relative_to(ROOT/'nbs').with_suffix('').as_posix() for p in notebooks}
 
 def test_formulas_and_outputs_are_there(site):
-    losses = (site/'12_losses.html').read_text(encoding='utf-8')
+    losses = (site/'17_losses.html').read_text(encoding='utf-8')
     assert '<math' in losses and 'katex' not in losses.lower()
     assert (site/'index.html').read_text(encoding='utf-8').count('<img') >= 1
-    assert (site/'04_classifier.html').read_text(encoding='utf-8').count('<img') >= 3
+    assert (site/'12_classifier.html').read_text(encoding='utf-8').count('<img') >= 3
 
 def test_the_walk_finds_what_is_wrong(tmp_path):
     (tmp_path/'a.html').write_text('''<main><h1 id="top">A page</h1><img src="gone.png" alt="x"><img src="data:image/png;base64,AA=="><a href="b.html">b</a><a href="#bottom">down</a>

@@ -5,7 +5,7 @@ from histoxplaining.cli import continued, hx_translator
 from histoxplaining.counterfactual import explain
 from histoxplaining.explainer import Explainer
 from histoxplaining.files import HxError
-from histoxplaining.step import TrainConfig, resolve
+from histoxplaining.training_step import TrainConfig, resolve
 from histoxplaining.training import train
 from histoxplaining.translator import Translator
 
