@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
-from .files import CheckpointError, DataError, cache_root, draw, find_weights, fingerprint, load_meta, load_tensors, progress, save_tensors, stream_seed
+from .files import CheckpointError, DataError, cache_root, draw, fingerprint, load_meta, load_tensors, progress, save_tensors, stream_seed
 from .images import resize_batch, restain, shift, stain_jitter, zoom
 from .tiles import Batches
 from .backbones import architecture as _make, backbone, hub_architecture, load_weights as _fit

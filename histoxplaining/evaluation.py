@@ -10,13 +10,13 @@ __all__ = ['CONTROLS', 'HEADLINE', 'Pairs', 'as_pairs', 'save_pairs', 'read_pair
 # %% ../nbs/31_evaluation.ipynb #5e08c57c
 import csv, io, math, time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
 from .files import DataError, HxError, atomic_write, progress, stream
-from .images import SUFFIXES, dihedral, from_uint8, hed, read_image, resize, to_uint8, write_png
+from .images import dihedral, from_uint8, hed, read_image, resize, to_uint8, write_png
 from .sources import picture_files
 from .tiles import TileStore
 from .classifier import Classifier, predict, train_classifier

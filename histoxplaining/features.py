@@ -8,14 +8,14 @@ __all__ = ['INCEPTION', 'INCEPTION_URL', 'INCEPTION_SHA256', 'alexnet_weights', 
            'FeatureSet', 'cache_folder', 'feature_batches', 'feature_set']
 
 # %% ../nbs/15_features.ipynb #8ef2ccfa
-import hashlib, importlib.util, json, os
+import hashlib, importlib.util, os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
-from .files import CheckpointError, DataError, HxError, cache_root, draw, fetch, find_weights, fingerprint, load_meta, load_tensors, progress, save_tensors, sha256
+from .files import CheckpointError, DataError, HxError, cache_root, draw, fetch, find_weights, fingerprint, load_tensors, progress, save_tensors, sha256
 from .images import SUFFIXES, from_uint8, read_image, resize, to_uint8
 from .sources import picture_files
 from .tiles import TileStore

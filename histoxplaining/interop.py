@@ -14,7 +14,7 @@ import numpy as np, torch
 from fastcore.basics import AttrDict
 from .files import CheckpointError, DataError, PlainDict, load_pickle, load_tensors, save_tensors, sha256, stream, write_json
 from .images import read_image
-from .sources import CHEXPERT, _get, _raise, lmdb_index, lmdb_source
+from .sources import CHEXPERT, lmdb_value, fail_with, lmdb_index, lmdb_source
 from .tiles import TileStore
 from .classifier import IMAGENET, Classifier
 from .operators import setup_filter
@@ -335,7 +335,7 @@ class LineageStore:
     def __getitem__(self, i):
         if not -len(self) <= i < len(self): raise IndexError(f'picture {i} of {len(self)}')
         key = self.index.keys[i]
-        return read_image(_get(self.path, key.encode()), f'{self.path}: {key}').copy(), None if self.labels is None else self.labels[i].copy()
+        return read_image(lmdb_value(self.path, key.encode()), f'{self.path}: {key}').copy(), None if self.labels is None else self.labels[i].copy()
 
     @property
     def counts(self):
@@ -381,7 +381,7 @@ def _nvidia_model(nets, src):
     kw = nets.G_ema.init_kwargs
     if nets.D is not None: kw = nets.D.init_kwargs | kw
     for group in ('epilogue_kwargs', 'synthesis_kwargs'): kw = kw | (kw[group] if isinstance(kw.get(group), dict) else {})
-    number = lambda name, default: v if isinstance(v := kw.get(name, default), (int, float, type(None))) else _raise(CheckpointError(f'{src}: {name} is {v!r}, expected a number'))
+    number = lambda name, default: v if isinstance(v := kw.get(name, default), (int, float, type(None))) else fail_with(CheckpointError(f'{src}: {name} is {v!r}, expected a number'))
     G, D = from_nvidia_state(nets.G_ema, nets.D, conv_clamp=number('conv_clamp', 256), mbstd_group=number('mbstd_group_size', 4) or 4, num_fp16_res=number('num_fp16_res', 0) or 0)
     n = re.search(r'(\d{6})$', src.stem)
     return G, D, None, dict(arch='stylegan2', classes=[f'class {k}' for k in range(G.c_dim)], nimg=int(n[1]) * 1000 if n else 0, pixel_range=PixelRange(), label_effect=label_effect(G) if G.c_dim else None,

@@ -10,7 +10,7 @@ __all__ = ['g_nonsaturating', 'd_logistic', 'g_hinge', 'd_hinge', 'r1_penalty', 
 import math
 import torch
 import torch.nn.functional as F
-from .features import LPIPS, Lite0Distance, alexnet_weights, perceptual
+from .features import alexnet_weights, perceptual
 
 # %% ../nbs/17_losses.ipynb #80eceddc
 def g_nonsaturating(

@@ -8,7 +8,7 @@ __all__ = ['ALARMS', 'Guard', 'Eyes', 'spread', 'probe_auc', 'alarms']
 # %% ../nbs/19_monitoring.ipynb #d794236a
 import math
 from collections import deque
-import numpy as np, torch, torch.nn as nn
+import torch, torch.nn as nn
 from .files import HxError, stream
 from .classifier import backbone
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from .files import DataError
 from .images import from_uint8, optical_density, png_bytes
-from .sources import GLASS, UNSCANNED, Item, Source, _checked, _column, _delimiter, _stamp, _text, hidden, merge_map
+from .sources import GLASS, UNSCANNED, Item, Source, checked_source, column_kind, table_delimiter, file_stamp, decoded_text, hidden, merge_map
 
 # %% ../nbs/04_slides.ipynb #25bf488b
 SLIDES = ('.svs', '.ndpi', '.mrxs', '.scn', '.vms', '.vmu', '.bif', '.tif', '.tiff', '.svslide', '.dcm', '.czi')   # what a folder of slides is searched for
@@ -148,9 +148,9 @@ def is_slides(path)->bool:
     return p.is_dir() and any(f.suffix.lower() in SLIDES and f.suffix.lower() not in ('.tif', '.tiff') or f.suffix.lower() in ('.tif', '.tiff') and _is_pyramid(f) for f in sorted(p.iterdir())[:8] if f.is_file())
 
 def _columns_of(path):
-    try: first = _text(path.read_bytes(), path).removeprefix('\ufeff').split('\n', 1)[0]
+    try: first = decoded_text(path.read_bytes(), path).removeprefix('\ufeff').split('\n', 1)[0]
     except DataError: return set()
-    return {h.strip().strip('"').lower() for h in first.replace('\r', '').split(_delimiter(first))}
+    return {h.strip().strip('"').lower() for h in first.replace('\r', '').split(table_delimiter(first))}
 
 def _is_pyramid(path):
     try:
@@ -161,9 +161,9 @@ def _listed(path):
     "Slides of a file, folder or table: `[(path, label or None), ...]`."
     p = Path(path)
     if p.is_file() and p.suffix.lower() == '.csv':
-        text = _text(p.read_bytes(), p).removeprefix('\ufeff').replace('\r\n', '\n').replace('\r', '\n')
-        rows = csv.DictReader(io.StringIO(text), delimiter=_delimiter(text))
-        rows.fieldnames = ['slide' if (h or '').strip().lower() == 'slide' else _column(h) for h in rows.fieldnames or []]
+        text = decoded_text(p.read_bytes(), p).removeprefix('\ufeff').replace('\r\n', '\n').replace('\r', '\n')
+        rows = csv.DictReader(io.StringIO(text), delimiter=table_delimiter(text))
+        rows.fieldnames = ['slide' if (h or '').strip().lower() == 'slide' else column_kind(h) for h in rows.fieldnames or []]
         out = [(p.parent/r['slide'].strip(), (r.get('label') or '').strip() or None) for r in rows if (r.get('slide') or '').strip()]
         if not out: raise DataError(f'{p}: lists no slides')
         return out
@@ -201,7 +201,7 @@ def open_slides(
         here = places(slide, tile, mpp, tissue, drawn.get(f), labels)
         if not here: raise DataError(f'{f.name}: no tile with {tissue:.0%} tissue' + (' inside of the annotations' if f in drawn else ''))
         found[f.name] = len(here)
-        items += [Item(f'{f.name}@{x},{y},{side}.png', c or label or only, f.name, _stamp(f)) for x, y, side, c in here]
+        items += [Item(f'{f.name}@{x},{y},{side}.png', c or label or only, f.name, file_stamp(f)) for x, y, side, c in here]
     def read(name):
         where, _, at = name.rpartition('@')
         x, y, side = (int(v) for v in at.removesuffix('.png').split(','))
@@ -209,7 +209,7 @@ def open_slides(
     print('; '.join(f'{k}: {n} tiles of tissue' for k, n in list(found.items())[:8]) + (f'; and {len(found) - 8} more slides' if len(found) > 8 else ''))
     src = Source(path, items, merge_map(classes if labels else None, {i.label for i in items}, path), read)
     src.guessed = len(listed) == 1                                      # one slide cannot be on one side alone: its tiles are then split by stain, which is said
-    return _checked(src, None)
+    return checked_source(src, None)
 
 def place_of(
     name:str,                 # of a tile, as stores of slides have it

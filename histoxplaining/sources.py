@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OTHER_PICTURES', 'SYSTEM', 'SPLITS_OF_OTHERS', 'COLUMNS', 'MAX_MEMBER', 'MAX_RATIO', 'CHEXPERT', 'MAX_LARGE', 'GLASS',
-           'UNSCANNED', 'Item', 'Source', 'merge_map', 'hidden', 'picture_files', 'LmdbIndex', 'lmdb_index',
-           'lmdb_source', 'open_source', 'tissue_share', 'channels', 'pictures']
+           'UNSCANNED', 'Item', 'Source', 'merge_map', 'hidden', 'picture_files', 'column_kind', 'table_delimiter',
+           'file_stamp', 'decoded_text', 'store_identity', 'lmdb_value', 'LmdbIndex', 'lmdb_index', 'lmdb_source',
+           'open_source', 'fail_with', 'checked_source', 'tissue_share', 'channels', 'pictures']
 
 # %% ../nbs/03_sources.ipynb #230951ae
 import csv, io, json, lmdb, os, re, stat, threading, zipfile
@@ -115,12 +116,12 @@ def _by_folder(names, classes, source, group):
 COLUMNS = {'path': ('path', 'image', 'file', 'filename', 'file_name', 'filepath', 'image_path', 'img', 'tile', 'patch'), 'label': ('label', 'class', 'target', 'diagnosis', 'category', 'y'),
            'group': ('group', 'slide', 'slide_id', 'patient', 'patient_id', 'case', 'case_id')}
 
-def _column(name):
+def column_kind(name):
     "What a column of a table is to us: 'path', 'label', 'group', or its own name."
     h = (name or '').strip().strip('"').lower()
     return next((k for k, v in COLUMNS.items() if h in v), h)
 
-def _delimiter(text):
+def table_delimiter(text):
     "What separates the columns of the first line: a comma, a semicolon, a tab or a bar."
     first = text.split('\n', 1)[0]
     return max(',;\t|', key=first.count) if first else ','
@@ -133,8 +134,8 @@ def _rows(rows, source):
 def _by_table(text, names, classes, source, group):
     "Items from the rows of a CSV; `names` maps what can be read to its stamp, or is a function path -> stamp or None."
     text = text.removeprefix('\ufeff').replace('\r\n', '\n').replace('\r', '\n')
-    rows = csv.DictReader(io.StringIO(text), delimiter=_delimiter(text))
-    head = [_column(h) for h in rows.fieldnames or []]
+    rows = csv.DictReader(io.StringIO(text), delimiter=table_delimiter(text))
+    head = [column_kind(h) for h in rows.fieldnames or []]
     if not {'path', 'label'} <= set(head): raise DataError(f'{source}: expected the columns path,label and perhaps group in the first line, separated by commas, semicolons or tabs; found {", ".join(head) or "an empty file"}')
     if len(set(head) & set(COLUMNS)) < sum(h in COLUMNS for h in head): raise DataError(f'{source}: several columns could be {next(h for h in head if h in COLUMNS and head.count(h) > 1)}: {", ".join(rows.fieldnames)}; call the ones meant path, label and group')
     rows.fieldnames = head
@@ -159,12 +160,12 @@ def _by_table(text, names, classes, source, group):
                 "(to leave labels out on purpose, name the others as a map such as {'benign': 'benign'})")
     return [i for i in items if i.label in wanted], chosen
 
-def _stamp(path):
+def file_stamp(path):
     try: s = os.stat(path)
     except (OSError, ValueError): return 'missing'
     return f'{s.st_size} {s.st_mtime_ns}'
 
-def _text(raw, name):
+def decoded_text(raw, name):
     if raw[:2] in (b'\xff\xfe', b'\xfe\xff'):
         try: return raw.decode('utf-16')
         except UnicodeDecodeError: raise DataError(f'{name}: begins like UTF-16 text and is none; save the table as CSV UTF-8') from None
@@ -275,15 +276,15 @@ def _zip_source(path, classes, group):
     tables = [n for n in names if n.lower().endswith('.csv') and '/' not in n]
     if len(tables) > 1: raise DataError(f'{path}: holds {len(tables)} tables ({", ".join(tables)}); expected one')
     inside, pics = lambda name: read(top + name), {n: s for n, s in names.items() if _is_picture(n)}
-    if tables: items, chosen = _by_table(_text(inside(tables[0]), f'{path}: {tables[0]}'), lambda n: names.get(n, 'missing'), classes, f'{path}: {tables[0]}', group)
-    elif 'dataset.json' in names: items, chosen = _by_json(_text(inside('dataset.json'), f'{path}: dataset.json'), pics, classes, path, f'{path}: dataset.json')
+    if tables: items, chosen = _by_table(decoded_text(inside(tables[0]), f'{path}: {tables[0]}'), lambda n: names.get(n, 'missing'), classes, f'{path}: {tables[0]}', group)
+    elif 'dataset.json' in names: items, chosen = _by_json(decoded_text(inside('dataset.json'), f'{path}: dataset.json'), pics, classes, path, f'{path}: dataset.json')
     else: items, chosen = _by_folder(pics, classes, path, group)
     return Source(path, items, chosen, inside)
 
 # %% ../nbs/03_sources.ipynb #717e5c73
 _ENVS, _LOCK = {}, threading.Lock()  # real path -> (process id, identity of the file, environment)
 
-def _identity(path):
+def store_identity(path):
     try: s = os.stat(path/'data.mdb')
     except OSError: raise DataError(f'{path}: no such tile store' + next((f', but {what} ({path.name}{end}): repeat TileStore.create as it was' for end, what in
         (('.partial', 'an interrupted build lies beside it'), ('.old', 'a store that was being replaced lies beside it')) if path.with_name(path.name + end).exists()), '')) from None
@@ -302,7 +303,7 @@ def _open(path):
 
 def _env(path):
     "The LMDB environment at `path`, opened once per process, and again after a fork or when the file was replaced."
-    real, who = os.path.realpath(path), (os.getpid(), _identity(path))
+    real, who = os.path.realpath(path), (os.getpid(), store_identity(path))
     if _ENVS.get(real, ())[:2] == who: return _ENVS[real][2]
     with _LOCK:
         if _ENVS.get(real, ())[:2] != who:
@@ -310,7 +311,7 @@ def _env(path):
             _ENVS[real] = (*who, _open(path))
         return _ENVS[real][2]
 
-def _get(path, key):
+def lmdb_value(path, key):
     with _env(path).begin() as txn: return txn.get(key)
 
 # %% ../nbs/03_sources.ipynb #d9d231ae
@@ -384,7 +385,7 @@ def lmdb_source(
     labels, chosen = _by_columns(ix.hit, ix.names, classes, path) if ix.hit is not None else ([c := _only_class(classes, path)] * len(ix.keys), {c: (c,)})
     when = os.stat(path/'data.mdb').st_mtime_ns
     items = [Item(k + s.split()[0], l, '', f'{s} {when}') for k, s, l in zip(ix.keys, ix.stamps, labels) if l is not None]
-    return Source(path, items, chosen, lambda name: _get(path, PurePosixPath(name).stem.encode()))
+    return Source(path, items, chosen, lambda name: lmdb_value(path, PurePosixPath(name).stem.encode()))
 
 # %% ../nbs/03_sources.ipynb #60832b25
 def _with_groups(items, pattern, source):
@@ -402,9 +403,9 @@ def _table_inside(folder):
     "The one table at the top of a folder that says path and label; a line about any other."
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() == '.csv' and p.is_file() and not hidden(p.name))
     def fits(p):
-        try: first = _text(p.read_bytes(), p).removeprefix('\ufeff').replace('\r', '\n').split('\n', 1)[0]
+        try: first = decoded_text(p.read_bytes(), p).removeprefix('\ufeff').replace('\r', '\n').split('\n', 1)[0]
         except DataError: return False
-        return {'path', 'label'} <= {_column(h) for h in first.split(_delimiter(first))}
+        return {'path', 'label'} <= {column_kind(h) for h in first.split(table_delimiter(first))}
     good = [p for p in found if fits(p)]
     if len(good) > 1: raise DataError(f'{folder}: holds {len(good)} tables ({", ".join(p.name for p in good)}); name the one that is meant')
     for p in found:
@@ -420,37 +421,37 @@ def open_source(
     "What there is to read, nothing decoded yet. Raises `DataError` that names the source, and the file, line or member that is wrong."
     if isinstance(path, Source):
         if classes is not None: raise DataError(f'{path}: has its classes already; choose them where it was opened')
-        return _checked(path, group)
+        return checked_source(path, group)
     path = Path(path)
     within = lambda name: (path if path.is_dir() else path.parent)/name
     def read(name):
         try: return within(name).read_bytes()
         except (OSError, ValueError) as e: raise DataError(f'{name!r}: not the name of a file ({e})' if isinstance(e, ValueError) else f'{name}: {e.strerror}') from None
     if path.is_dir():
-        if (path/'data.mdb').exists(): return _checked(lmdb_source(path, classes), group)
-        names = {p.relative_to(path).as_posix(): _stamp(p) for p in picture_files(path, SUFFIXES + OTHER_PICTURES) if p.is_file()}
+        if (path/'data.mdb').exists(): return checked_source(lmdb_source(path, classes), group)
+        names = {p.relative_to(path).as_posix(): file_stamp(p) for p in picture_files(path, SUFFIXES + OTHER_PICTURES) if p.is_file()}
         table = _table_inside(path)
-        if table is not None: return _checked(Source(path, *_by_table(_text(table.read_bytes(), table), lambda n: _stamp(within(n)), classes, table, group), read), group)
+        if table is not None: return checked_source(Source(path, *_by_table(decoded_text(table.read_bytes(), table), lambda n: file_stamp(within(n)), classes, table, group), read), group)
         if (path/'dataset.json').exists():
-            known = lambda name: read(name) if name in names else _raise(DataError(f'{name}: is listed in dataset.json, but missing'))
-            return _checked(Source(path, *_by_json(_text((path/'dataset.json').read_bytes(), path/'dataset.json'), names, classes, path, path/'dataset.json'), known), group)
+            known = lambda name: read(name) if name in names else fail_with(DataError(f'{name}: is listed in dataset.json, but missing'))
+            return checked_source(Source(path, *_by_json(decoded_text((path/'dataset.json').read_bytes(), path/'dataset.json'), names, classes, path, path/'dataset.json'), known), group)
         empty = [d.name for d in sorted(path.iterdir()) if d.is_dir() and not hidden(d.name) and not any(n.startswith(d.name + '/') for n in names) and not (d/'data.mdb').exists()]
         if empty and (classes is None or set(empty) & {l for v in merge_map(classes, {n.split('/')[0] for n in names if '/' in n} | set(empty), path).values() for l in v}):
             raise DataError(f'{path/empty[0]}: no pictures ({", ".join(SUFFIXES)}); fill the folder, or leave it out with classes=')
         src = Source(path, *_by_folder(names, classes, path, group), read)
         src.guessed = True                                             # the groups are folders: likely slides or patients, but nobody said so
     elif not path.exists(): raise DataError(f'{path}: no such folder or file; expected a folder that holds one folder of pictures per class, a .csv, a .zip or a picture')
-    elif path.suffix.lower() == '.csv': src = Source(path, *_by_table(_text(path.read_bytes(), path), lambda n: _stamp(within(n)), classes, path, group), read)
+    elif path.suffix.lower() == '.csv': src = Source(path, *_by_table(decoded_text(path.read_bytes(), path), lambda n: file_stamp(within(n)), classes, path, group), read)
     elif path.suffix.lower() == '.zip': src = _zip_source(path, classes, group)
     elif path.suffix.lower() in SUFFIXES:
         name = _only_class(classes, path)
-        src = Source(path, [Item(path.name, name, '', _stamp(path))], {name: (name,)}, read)
+        src = Source(path, [Item(path.name, name, '', file_stamp(path))], {name: (name,)}, read)
     else: raise DataError(f'{path}: expected a folder, a .csv, a .zip or a picture ({", ".join(SUFFIXES)})')
-    return _checked(src, group)
+    return checked_source(src, group)
 
-def _raise(e): raise e
+def fail_with(e): raise e
 
-def _checked(src, group):
+def checked_source(src, group):
     "A source with its groups, in which no class is empty."
     if group: src.items = _with_groups(src.items, group, src.path)
     for c, labels in src.classes.items():

@@ -9,7 +9,7 @@ __all__ = ['s_layout', 'to_s', 'from_s', 's_names', 'searched', 's_spread', 's_t
 # %% ../nbs/25_stylespace.ipynb #ffacb72c
 from pathlib import Path
 import torch
-from .files import CheckpointError, HxError, load_meta, load_tensors, progress, save_tensors
+from .files import CheckpointError, load_meta, load_tensors, progress, save_tensors
 from .latents import Direction, generator_of, logit_difference, source_side
 
 # %% ../nbs/25_stylespace.ipynb #c162b3e8

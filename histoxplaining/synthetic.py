@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np, torch
 import torch.nn as nn, torch.nn.functional as F
 from threadpoolctl import ThreadpoolController
-from .files import DataError, load_meta, load_tensors, progress, save_tensors, stream, stream_seed
+from .files import DataError, load_meta, load_tensors, progress, stream, stream_seed
 from .images import dihedral, from_hed, from_uint8, hed, resize_batch, to_uint8, write_png
 
 # %% ../nbs/02_synthetic.ipynb #ba20afbb

@@ -15,7 +15,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .files import DataError, progress, stream, stream_seed
 from .images import dihedral, from_uint8, hed, png_bytes, read_image, resize
-from .sources import Source, _get, _identity, channels, open_source, pictures, tissue_share
+from .sources import Source, lmdb_value, store_identity, channels, open_source, pictures, tissue_share
 from .slides import is_slides, open_slides
 
 # %% ../nbs/05_tiles.ipynb #6f08a476
@@ -250,13 +250,13 @@ class TileStore:
         part='all',    # what to call them
     ):
         self.path, self.part = Path(os.path.abspath(path)), part
-        raw = _get(self.path, b'manifest')
+        raw = lmdb_value(self.path, b'manifest')
         if raw is None: raise DataError(f'{path}: an LMDB without a manifest: an unfinished store, or not one of ours; make it with TileStore.create')
         self.manifest = json.loads(raw)
         if self.manifest['format'] > FORMAT: raise DataError(f'{path}: format {self.manifest["format"]}, newer than the {FORMAT} this version reads; update histoxplaining')
         self.classes, self.size = tuple(self.manifest['classes']), self.manifest['size']
-        every, self._split = (np.frombuffer(_get(self.path, k), t) for k, t in ((b'labels', np.int64), (b'split', np.uint8)))
-        self._id, self._names = _identity(self.path), None
+        every, self._split = (np.frombuffer(lmdb_value(self.path, k), t) for k, t in ((b'labels', np.int64), (b'split', np.uint8)))
+        self._id, self._names = store_identity(self.path), None
         self.indices = np.arange(len(every)) if indices is None else np.asarray(indices, np.int64).reshape(-1)
         if len(self.indices) and not 0 <= self.indices.min() <= self.indices.max() < len(every):
             raise DataError(f'{path}: indices from {self.indices.min()} to {self.indices.max()}, but the store has {len(every)} tiles')
@@ -270,9 +270,9 @@ class TileStore:
 
     def __getitem__(self, i):
         if not -len(self) <= i < len(self): raise IndexError(f'tile {i} of {len(self)}')
-        if _identity(self.path) != self._id: raise DataError(f'{self.path}: was replaced since it was opened; open it again')
+        if store_identity(self.path) != self._id: raise DataError(f'{self.path}: was replaced since it was opened; open it again')
         k = int(self.indices[i])
-        return read_image(_get(self.path, _key(k)), f'{self.path}: tile {k}').copy(), int(self.labels[i])
+        return read_image(lmdb_value(self.path, _key(k)), f'{self.path}: tile {k}').copy(), int(self.labels[i])
 
     @property
     def counts(self): return {c: int((self.labels == y).sum()) for y, c in enumerate(self.classes)}
@@ -281,7 +281,7 @@ class TileStore:
     def names(self):
         "Where each tile came from: paths relative to the source folder."
         if self._names is None:
-            every = json.loads(_get(self.path, b'names'))
+            every = json.loads(lmdb_value(self.path, b'names'))
             self._names = [every[i] for i in self.indices]
         return self._names
 
@@ -297,7 +297,7 @@ class TileStore:
         return self.manifest.get('mpp')
 
     def _column(self, key, dtype):
-        raw = _get(self.path, key)
+        raw = lmdb_value(self.path, key)
         return None if raw is None else np.frombuffer(raw, dtype)
 
     @property

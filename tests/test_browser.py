@@ -53,7 +53,7 @@ def test_the_picture_follows_the_slider(chromium, lab):
     page.keyboard.press('Shift+Enter')
     edited, size = page.locator('.hx-explorer img').nth(2), page.get_by_text('size of the edit').first
     edited.wait_for()
-    handle = page.locator('.hx-explorer .noUi-handle').last
+    handle = page.locator('.hx-explorer .noUi-handle').nth(1)
     see = lambda: (edited.evaluate('''async i => Array.from(new Uint8Array(await (await fetch(i.src)).arrayBuffer())).join()'''), size.inner_text())
     before = see()
     handle.focus()
@@ -187,6 +187,32 @@ def test_the_explorer_as_a_page_of_its_own(chromium, application, tmp_path):
     chooser.value.set_files([tmp_path/'mine.png'])
     page.get_by_text('Original · mine.png').wait_for()
     page.wait_for_timeout(300)
-    assert bytes_of() != before
+    mine = bytes_of()
+    assert mine != before
+    box, see = page.locator('.hx-compare'), lambda k: page.locator('.hx-compare img').nth(k).get_attribute('src')
+    page.locator('.hx-map circle').nth(40).click(force=True)             # a point of the map: another tile
+    page.get_by_text('Original · encoded tile').wait_for()
+    page.wait_for_timeout(500)
+    assert bytes_of() != mine and see(0) != see(1)
+    page.get_by_role('button', name='alternatives').click()
+    page.get_by_text('keys 1 to').wait_for()
+    page.wait_for_timeout(300)
+    end = see(1)
+    box.focus()
+    page.keyboard.press('2')
+    page.wait_for_timeout(1000)
+    assert see(1) != end                                                 # another answer
+    other = see(1)
+    page.keyboard.press('ArrowLeft')
+    page.wait_for_timeout(500)
+    assert see(1) != other                                               # a step back along its path
+    cut = lambda: float(box.get_attribute('aria-valuenow'))
+    area = box.bounding_box()
+    page.mouse.move(area['x'] + area['width'] / 2, area['y'] + 50); page.mouse.down(); page.mouse.move(area['x'] + area['width'] / 4, area['y'] + 50); page.mouse.up()
+    assert abs(cut() - 25) < 3
+    page.keyboard.down(' '); page.wait_for_timeout(100)
+    assert cut() == 100                                                  # blink: all of it the reconstruction
+    page.keyboard.up(' '); page.wait_for_timeout(100)
+    assert abs(cut() - 25) < 3
     assert not page.get_by_text('Traceback').count()
     page.close()

@@ -66,6 +66,13 @@ def test_the_top_loads_nothing_that_is_not_asked_for():
     assert done.returncode == 0, done.stderr
 
 
+def test_no_room_takes_private_names_of_another():
+    for nb in NOTEBOOKS:
+        tree = ast.parse((ROOT/'histoxplaining'/f"{nb.stem.split('_', 1)[1]}.py").read_text(encoding='utf-8'))
+        taken = [f'{n.module}.{a.name}' for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level for a in n.names if a.name.startswith('_')]
+        assert not taken, f'{nb.name} takes {taken}'
+
+
 def test_rooms_have_numbers_of_their_own():
     numbers = [p.name[:2] for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))]
     assert numbers == [f'{i:02d}' for i in range(len(numbers))]
