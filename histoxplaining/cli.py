@@ -75,6 +75,7 @@ def hx_tiles(
     mpp:float=None,         # micrometres per pixel of the source; of whole slides: of the tiles wanted
     min_tissue:float=0,     # leave out tiles with a smaller share of tissue
     near:int=None,          # keep near-duplicates on one side of the split: bits in which their difference hashes may differ
+    encoding:str='png',     # of the tiles inside: png, webp (without loss, a third smaller) or jpeg (quality 95)
     annotations:str=None,   # of whole slides: GeoJSON with classes (QuPath), or a folder of such files
     slide_mpp:float=None,   # of whole slides that do not say how large their pixels are
     seed:int=0,             # of the split
@@ -84,7 +85,7 @@ def hx_tiles(
 ):
     "Build a tile store from a folder per class, a table, a zip, a large image or whole slides."
     with user_errors():
-        s = TileStore.create(source, store, size=size, classes=parse_classes(classes), val=val, split_by=split_by, group=group, tile=tile, mpp=mpp, annotations=annotations, slide_mpp=slide_mpp, min_tissue=min_tissue, near=near, seed=seed,
+        s = TileStore.create(source, store, size=size, classes=parse_classes(classes), val=val, split_by=split_by, group=group, tile=tile, mpp=mpp, annotations=annotations, slide_mpp=slide_mpp, min_tissue=min_tissue, near=near, encoding=encoding, seed=seed,
                              workers=workers, on_error=on_error, overwrite=bool(overwrite))
         print(f"{s}\ntrain {s.train.counts}\nheld out {s.val.counts}, by {s.manifest['split_by'].replace('_', '-')}")
 

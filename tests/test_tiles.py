@@ -230,3 +230,15 @@ def test_a_large_image_becomes_tiles_where_there_is_tissue(tiny, tmp_path):
     store = TileStore.create(tmp_path/'slide.png', tmp_path/'s.lmdb', size=16, tile=16, mpp=.25)
     assert store.names == ['slide.png@0,0', 'slide.png@48,32', 'slide.png@80,64'] and store.manifest['glass'] == 27 and store.mpp == .25
     assert all((store[i][0] == tile).all() for i in range(3))
+
+
+def test_compact_stores_say_what_they_lost(tmp_path):
+    write_folder(tmp_path/'t', 60, 64, seed=0)
+    stores = {e: TileStore.create(tmp_path/'t', tmp_path/f'{e}.lmdb', size=64, val=.2, encoding=e) for e in ('png', 'webp', 'jpeg')}
+    bytes_of = {e: (s.path/'data.mdb').stat().st_size for e, s in stores.items()}
+    assert bytes_of['webp'] < .85 * bytes_of['png'] and bytes_of['jpeg'] < .85 * bytes_of['png']
+    assert all((stores['webp'][i][0] == stores['png'][i][0]).all() for i in range(len(stores['png'])))
+    off = np.mean([np.abs(stores['jpeg'][i][0].astype(int) - stores['png'][i][0]).mean() for i in range(len(stores['png']))])
+    assert 0 < off < 4 and stores['jpeg'].manifest['loss'] == pytest.approx(off, abs=.01) and stores['webp'].manifest['loss'] == 0
+    with pytest.raises(DataError, match="encoding: expected png, webp, jpeg, found 'gif'"): TileStore.create(tmp_path/'t', tmp_path/'x.lmdb', size=64, encoding='gif')
+
