@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'preset', 'weights_to_start_from', 'transplant', 'Gallery', 'samples', 'sample_grid', 'reconstruct',
-           'validate', 'health', 'Yardstick', 'Wish', 'Live', 'translated', 'train']
+           'validate', 'health', 'Yardstick', 'Wish', 'Live', 'translated', 'Run', 'train']
 
 # %% ../nbs/22_training.ipynb #2b911c38
 import errno, io, math, signal, sys, tempfile, threading, time, warnings
@@ -376,6 +376,164 @@ def _look(run, st, cfg, clf, dist, gallery, eyes):
     if st.nimg > cfg.ae_kimg * 1000 and cfg.arch != 'autoencoder': row |= health(st, cfg, clf, gallery, eyes)
     return row
 
+# %% ../nbs/22_training.ipynb #544255fb
+class Run:
+    "A run: networks, tiles, and what happened since the last line of its log. `step`, `log`, `snapshot` and `rollback` are what the loop in `train` is made of."
+    def __init__(self, cfg, output, classifier, ckpt, callback, quiet):
+        self.lead, self.callback, ckpt = rank() == 0, callback, None if ckpt is None else Path(ckpt)
+        self.say = print if self.lead and not quiet else lambda *a: None
+        self.store, self.cfg, self.clf, self.st = _prepare(cfg, self._state(ckpt), classifier)
+        self._may_write(output, ckpt)
+        cfg, st = self.cfg, self.st
+        self.dist = perceptual(cfg.perceptual).to(cfg.device) if cfg.arch != 'stylegan2' else None
+        path = Path(share(str((RunDir(output).create() if output is not None else RunDir.new()).path) if self.lead else None))
+        self.dir = RunDir(path, cfg.keep, round(cfg.milestone_kimg * 1000))
+        self.seen, self.pending, self.signs, self.tolerant = _Log(), [], {}, world() == 1
+        self.first, self.end = st.nimg, math.ceil((cfg.kimg * 1000 - st.nimg) / cfg.batch) * cfg.batch + st.nimg
+        if self.lead: self._set_up()
+        self.live = Live(self.dir) if IN_NOTEBOOK and self.lead and not quiet else None
+        steps = (self.end - st.nimg) // cfg.batch
+        self.bar = progress_bar(range(steps)) if steps and self.lead and not quiet and (IN_NOTEBOOK or sys.stdout.isatty()) else None
+        if self.bar is not None: self.bar.on_iter_begin(); self.bar.update(0)
+        self.begun, self.batches = time.time(), self._batches()
+
+    def _state(self, ckpt):
+        "What to go on from, the same in all processes; None for a start."
+        if ckpt is None: return None
+        state = share((RunDir(ckpt).latest() if ckpt.is_dir() else load_state(ckpt)) if self.lead else None)
+        if state is None: raise CheckpointError(f'{ckpt}: no checkpoint that can be read')
+        return state
+
+    def _may_write(self, output, ckpt):
+        "Raises `HxError` where there is nothing left to do, or where another run would be overwritten."
+        if ckpt is not None and self.st.nimg >= self.cfg.kimg * 1000:
+            raise HxError(f'{ckpt}: already at {self.st.nimg / 1000:g} thousand images; ask for more with --kimg')
+        if output is None or not RunDir(output).states(): return
+        if ckpt is None or ckpt.resolve() not in (Path(output).resolve(), *[p.resolve() for p in Path(output).glob('state/*.pt')]):
+            raise HxError(f'{output}: already holds a run; continue it with --ckpt {output}, or choose another folder')
+
+    def _set_up(self):
+        "What the process that writes needs, and the first lines."
+        cfg, store, st = self.cfg, self.store, self.st
+        self.gallery, self.eyes = Gallery(store, cfg), Eyes()
+        self.yardstick = Yardstick(cfg, self.gallery) if cfg.metrics_kimg else None
+        with _disk(self.dir):
+            write_json(self.dir.path/'config.json', asdict(cfg))
+            self.dir.rewind(st.nimg)
+        procs = f', {world()} processes' if world() > 1 else ''
+        self.say(f'{self.dir.path}: {cfg.arch} on {len(store.train)} tiles of {", ".join(store.classes)}, {cfg.size} px, from {st.nimg / 1000:.2f} to {cfg.kimg} kimg on {cfg.device}'
+                 f'{" in bfloat16" if cfg.bf16 else ""}{procs}')
+
+    def _batches(self):
+        cfg = self.cfg
+        return Batches(self.store.train, cfg.batch // world(), seed=cfg.seed, start=self.st.nimg, rank=rank(), world=world(), balance=cfg.balance)
+
+    def due(self, kimg):
+        "Whether the last step crossed a multiple of so many thousand images."
+        n = max(round((kimg or 0) * 1000), 1)
+        return bool(kimg) and self.st.nimg // n != (self.st.nimg - self.cfg.batch) // n
+
+    def step(self):
+        "One step of training. Returns whether it stands: False where the run went back instead."
+        cfg, before = self.cfg, self.st.nimg
+        try:
+            x, y = (v.to(cfg.device, non_blocking=True) for v in next(self.batches))
+            terms, left_out = train_step(self.st, cfg, self.clf, self.dist, x, y)
+        except (MemoryError, RuntimeError) as e:
+            if not _no_memory(e) or not self.tolerant: raise
+            self._smaller_parts(e)
+            return False
+        self.seen.add(terms)
+        self.pending.append((before, terms, left_out))
+        if cfg.device != 'cpu' and len(self.pending) < 16: return True     # a GPU is asked now and then only
+        todo = self._judged()
+        if todo:
+            self.rollback(.5)
+            self.tell(todo | dict(nimg=self.st.nimg))
+        return not todo
+
+    def _smaller_parts(self, error):
+        "Go on from the newest checkpoint with half as many pictures at a time."
+        was, self.tolerant = self.cfg.batch_gpu or self.cfg.batch, False
+        try: self.cfg = resolve(replace(self.cfg, batch_gpu=was // 2), self.store.size)
+        except HxError: raise error from None
+        self.st.parts *= 2
+        self.say(f'not enough memory for {was} images at a time: going on with {self.cfg.batch_gpu}, from the newest checkpoint')
+        self.rollback(1.)
+
+    def _judged(self):
+        "Name what was not finite in the steps since the last time. Gives the row to log when the guard wants to go back."
+        for before, terms, left_out in self.pending:
+            if not (bad := [k for k, v in left_out.items() if v]): continue
+            names = [k for k, v in terms.items() if not torch.isfinite(v)] or [f'gradient of the {k} phase' for k in bad]
+            row = dict(not_finite=names, left_out=bad, after=before, action=self.st.guard.judge(before, names))
+            did = 'the step was left out' if row['action'] == 'skip' else 'too often; back to the newest checkpoint, at half the learning rate'
+            self.say(f"{', '.join(names)} not finite after {before} images: {did}")
+            if row['action'] == 'rollback': return row
+            self.tell(dict(nimg=self.st.nimg) | row)
+        self.pending.clear()
+
+    def rollback(self, slower):
+        "Return to the newest checkpoint, at a part of the learning rate."
+        st, state = self.st, share(self.dir.latest() if self.lead else None)
+        if state is None: raise CheckpointError(f'{self.dir.path}: no checkpoint to return to')
+        memory, scale = st.guard.state_dict(), st.lr_scale
+        st.load_state_dict(state)
+        st.guard.load_state_dict(memory | {'skipped': []})
+        st.lr_scale = scale
+        st.slow_down(slower)
+        if self.lead: self.dir.rewind(st.nimg)
+        self.seen.__init__()
+        self.pending.clear()
+        self.batches = self._batches()
+
+    def tell(self, row):
+        "Put a line into the log, to the callback and on the console; alarms in words."
+        if not self.lead: return
+        with _disk(self.dir): self.dir.log(row)
+        if self.callback: self.callback(row)
+        if self.live: self.live(row)
+        for a in row.get('alarms', ()): self.say(f'ALARM at {self.st.nimg / 1000:.2f} kimg: {a}')
+
+    def log(self):
+        "The means since the last time, as a line."
+        st, cfg, now, steps = self.st, self.cfg, time.time(), self.seen.steps
+        row = {'nimg': st.nimg, **self.seen.means(), 'img_s': steps * cfg.batch / (now - self.begun), 'seconds': st.seconds + now - self.begun}
+        if cfg.device != 'cpu': row['peak_mb'] = torch.cuda.max_memory_allocated() / 2**20
+        st.seconds, self.begun = row['seconds'], now
+        self.signs = {k: row[k] for k in ('sign_real', 'sign_fake', 'proj_real', 'proj_fake') if k in row}
+        self.tell(row)
+        line = f"{st.nimg / 1000:8.2f} kimg  " + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if k not in ('nimg', 'seconds'))
+        if self.bar is None: self.say(line)
+        else: self.bar.comment = line
+
+    def snapshot(self, look=True, measure=False):
+        "Everything that should survive. Returns whether it is time to stop early."
+        st, cfg, row = self.st, self.cfg, {}
+        if look:                                        # the log first: what is logged after the newest state is forgotten when it is gone on from
+            with _disk(self.dir): row = _look(self.dir, st, cfg, self.clf, self.dist, self.gallery, self.eyes) | self.signs
+            if measure:
+                row |= self.yardstick(st, cfg, self.clf)
+                st.since_best = 0 if self.dir.best is None or row['score'] < self.dir.best['score'] else st.since_best + 1
+            row |= {'alarms': a} if (a := alarms(row)) else {}
+            self.tell(row)
+            self.say('          ' + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if isinstance(v, float)))
+        with _disk(self.dir):
+            ema = {k: st.ema[k] if k in st.ema else None for k in 'GET'}
+            save_model(self.dir.model, ema['G'], ema['E'], self.clf, _card(self.dir, st, cfg, self.store), T=ema['T'])
+            self.dir.save(st.state_dict(cfg), row.get('score'))
+        return bool(cfg.patience) and measure and st.since_best >= cfg.patience
+
+    @torch.no_grad()
+    def align(self):
+        "Where the autoencoder's time ends: give encoded tiles the place in W that mapped samples have."
+        st, cfg, train = self.st, self.cfg, self.store.train
+        if cfg.arch != 'StyleEx' or not cfg.ae_kimg or not st.nimg >= cfg.ae_kimg * 1000 > st.nimg - cfg.batch: return
+        tiles, labels = (v.to(cfg.device) for v in train.tensors(torch.randperm(len(train), generator=stream(cfg.seed, 'align'))[:2048].tolist()))
+        c = torch.cat([class_vectors(st, cfg, self.clf(b), self.clf, l) for b, l in zip(tiles.split(64), labels.split(64))]) if cfg.cgan else None
+        align_w(st, cfg, tiles, c)
+
+# %% ../nbs/22_training.ipynb #e1196c22
 def train(
     cfg:TrainConfig,               # settings
     output=None,                   # run folder; None: runs/NNN
@@ -388,136 +546,25 @@ def train(
     with together(cfg.device) as device: return _train(replace(cfg, device=device), output, classifier, ckpt, callback, quiet)
 
 def _train(cfg, output, classifier, ckpt, callback, quiet):
-    lead, state = rank() == 0, None
-    if ckpt is not None:
-        ckpt = Path(ckpt)
-        state = share((RunDir(ckpt).latest() if ckpt.is_dir() else load_state(ckpt)) if lead else None)
-        if state is None: raise CheckpointError(f'{ckpt}: no checkpoint that can be read')
-    store, cfg, clf, st = _prepare(cfg, state, classifier)
-    if ckpt is not None and st.nimg >= cfg.kimg * 1000: raise HxError(f'{ckpt}: already at {st.nimg / 1000:g} thousand images; ask for more with --kimg')
-    if output is not None and RunDir(output).states() and (ckpt is None or ckpt.resolve() not in (Path(output).resolve(), *[p.resolve() for p in Path(output).glob('state/*.pt')])):
-        raise HxError(f'{output}: already holds a run; continue it with --ckpt {output}, or choose another folder')
-    del state
-    dist = perceptual(cfg.perceptual).to(cfg.device) if cfg.arch != 'stylegan2' else None
-    say = print if lead and not quiet else lambda *a: None
-    run = Path(share(str((RunDir(output).create() if output is not None else RunDir.new()).path) if lead else None))
-    run = RunDir(run, cfg.keep, round(cfg.milestone_kimg * 1000))
-    if lead:
-        gallery, eyes = Gallery(store, cfg), Eyes()
-        yardstick = Yardstick(cfg, gallery) if cfg.metrics_kimg else None
-        with _disk(run):
-            write_json(run.path/'config.json', asdict(cfg))
-            run.rewind(st.nimg)
-    procs = f', {world()} processes' if world() > 1 else ''
-    say(f'{run.path}: {cfg.arch} on {len(store.train)} tiles of {", ".join(store.classes)}, {cfg.size} px, from {st.nimg / 1000:.2f} to {cfg.kimg} kimg on {cfg.device}{procs}')
-    live = Live(run) if IN_NOTEBOOK and lead and not quiet else None
-    end = math.ceil((cfg.kimg * 1000 - st.nimg) / cfg.batch) * cfg.batch + st.nimg
-    due = lambda kimg: kimg and st.nimg // max(round(kimg * 1000), 1) != (st.nimg - cfg.batch) // max(round(kimg * 1000), 1)
-    new_batches = lambda: Batches(store.train, cfg.batch // world(), seed=cfg.seed, start=st.nimg, rank=rank(), world=world(), balance=cfg.balance)
-    log, pending, signs, t0, tolerant = _Log(), [], {}, time.time(), world() == 1
-    first, steps = st.nimg, (end - st.nimg) // cfg.batch
-    bar = progress_bar(range(steps)) if steps and lead and not quiet and (IN_NOTEBOOK or sys.stdout.isatty()) else None
-    if bar is not None: bar.on_iter_begin(); bar.update(0)
-
-    def tell(row):
-        "Put a line into the log, to the callback and on the console; alarms in words."
-        if not lead: return
-        with _disk(run): run.log(row)
-        if callback: callback(row)
-        if live: live(row)
-        for a in row.get('alarms', ()): say(f'ALARM at {st.nimg / 1000:.2f} kimg: {a}')
-
-    def save(look=True, measure=False):
-        "Everything that should survive. Returns whether it is time to stop early."
-        row = {}
-        if look:                                        # the log first: what is logged after the newest state is forgotten when it is gone on from
-            with _disk(run): row = _look(run, st, cfg, clf, dist, gallery, eyes) | signs
-            if measure:
-                row |= yardstick(st, cfg, clf)
-                st.since_best = 0 if run.best is None or row['score'] < run.best['score'] else st.since_best + 1
-            row |= {'alarms': a} if (a := alarms(row)) else {}
-            tell(row)
-            say('          ' + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if isinstance(v, float)))
-        with _disk(run):
-            save_model(run.model, st.ema['G'], st.ema['E'] if 'E' in st.ema else None, clf, _card(run, st, cfg, store), T=st.ema['T'] if 'T' in st.ema else None)
-            run.save(st.state_dict(cfg), row.get('score'))
-        return bool(cfg.patience) and measure and st.since_best >= cfg.patience
-
-    def back(slower):
-        "Return to the newest checkpoint, at a part of the learning rate."
-        state = share(run.latest() if lead else None)
-        if state is None: raise CheckpointError(f'{run.path}: no checkpoint to return to')
-        memory, scale = st.guard.state_dict(), st.lr_scale
-        st.load_state_dict(state)
-        st.guard.load_state_dict(memory | {'skipped': []})
-        st.lr_scale = scale
-        st.slow_down(slower)
-        if lead: run.rewind(st.nimg)
-        log.__init__()
-        pending.clear()
-        return new_batches()
-
-    def judged():
-        "Name what was not finite in the steps since the last time. Gives the row to log when the guard wants to go back."
-        for before, terms, left_out in pending:
-            if not (bad := [k for k, v in left_out.items() if v]): continue
-            names = [k for k, v in terms.items() if not torch.isfinite(v)] or [f'gradient of the {k} phase' for k in bad]
-            row = dict(not_finite=names, left_out=bad, after=before, action=st.guard.judge(before, names))
-            say(f"{', '.join(names)} not finite after {before} images: {'the step was left out' if row['action'] == 'skip' else 'too often; back to the newest checkpoint, at half the learning rate'}")
-            if row['action'] == 'rollback': return row
-            tell(dict(nimg=st.nimg) | row)
-        pending.clear()
-
-    if lead and st.nimg == 0: save()
-    batches, stop = new_batches(), ''
+    run = Run(cfg, output, classifier, ckpt, callback, quiet)
+    st, stop = run.st, ''
+    if run.lead and st.nimg == 0: run.snapshot()
     with Wish() as wish:
-        while st.nimg < end and not stop:
-            if cfg.arch == 'StyleEx' and cfg.ae_kimg and st.nimg >= cfg.ae_kimg * 1000 > st.nimg - cfg.batch:
-                tiles, labels = store.train.tensors(torch.randperm(len(store.train), generator=stream(cfg.seed, 'align'))[:2048].tolist())
-                with torch.no_grad(): c = torch.cat([class_vectors(st, cfg, clf(b), clf, l) for b, l in zip(tiles.to(cfg.device).split(64), labels.to(cfg.device).split(64))]) if cfg.cgan else None
-                align_w(st, cfg, tiles.to(cfg.device), c)
-            before = st.nimg
-            try:
-                x, y = next(batches)
-                terms, left_out = train_step(st, cfg, clf, dist, x.to(cfg.device, non_blocking=True), y.to(cfg.device, non_blocking=True))
-            except (MemoryError, RuntimeError) as e:
-                if not _no_memory(e) or not tolerant: raise
-                was, tolerant = cfg.batch_gpu or cfg.batch, False
-                try: halved = resolve(replace(cfg, batch_gpu=was // 2), store.size)
-                except HxError: raise e from None
-                cfg, st.parts = halved, 2 * st.parts
-                say(f'not enough memory for {was} images at a time: going on with {cfg.batch_gpu}, from the newest checkpoint')
-                batches = back(1.)
-                continue
-            log.add(terms)
-            pending.append((before, terms, left_out))
-            if cfg.device == 'cpu' or len(pending) == 16:              # a GPU is asked now and then only
-                todo = judged()
-                if todo:
-                    batches = back(.5)
-                    tell(todo | dict(nimg=st.nimg))
-                    continue
-            stop = (wish.name or 'a signal') if highest(bool(wish.name)) else ''
-            if due(cfg.log_kimg) or st.nimg >= end or stop:
-                now, steps = time.time(), log.steps
-                row = {'nimg': st.nimg, **log.means(), 'img_s': steps * cfg.batch / (now - t0), 'seconds': st.seconds + now - t0}
-                if cfg.device != 'cpu': row['peak_mb'] = torch.cuda.max_memory_allocated() / 2**20
-                st.seconds, t0 = row['seconds'], now
-                signs = {k: row[k] for k in ('sign_real', 'sign_fake', 'proj_real', 'proj_fake') if k in row}
-                tell(row)
-                line = f"{st.nimg / 1000:8.2f} kimg  " + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if k not in ('nimg', 'seconds'))
-                if bar is None: say(line)
-                else: bar.comment = line
-            if bar is not None: bar.update((st.nimg - first) // cfg.batch)
-            if due(cfg.snap_kimg) or st.nimg >= end or stop:
-                tick, enough = time.time(), False
-                if lead: enough = save(look=not stop, measure=bool(cfg.metrics_kimg) and not stop and (due(cfg.metrics_kimg) or st.nimg >= end))
+        while st.nimg < run.end and not stop:
+            run.align()
+            if not run.step(): continue
+            stop, last = (wish.name or 'a signal') if highest(bool(wish.name)) else '', st.nimg >= run.end
+            if run.due(run.cfg.log_kimg) or last or stop: run.log()
+            if run.bar is not None: run.bar.update((st.nimg - run.first) // run.cfg.batch)
+            if run.due(run.cfg.snap_kimg) or last or stop:
+                tick, enough, measure = time.time(), False, bool(run.cfg.metrics_kimg) and not stop and (run.due(run.cfg.metrics_kimg) or last)
+                if run.lead: enough = run.snapshot(look=not stop, measure=measure)
                 if highest(int(enough)): stop = 'no better pictures for a while'
-                t0 += time.time() - tick                # pictures and checkpoints are not counted as training time
+                run.begun += time.time() - tick             # pictures and checkpoints are not counted as training time
     if stop:
-        tell(dict(nimg=st.nimg, stopped=stop))
-        say(f'stopped ({stop}) at {st.nimg / 1000:.2f} kimg; everything is saved: continue with --ckpt {run.path}')
-    return run
+        run.tell(dict(nimg=st.nimg, stopped=stop))
+        run.say(f'stopped ({stop}) at {st.nimg / 1000:.2f} kimg; everything is saved: continue with --ckpt {run.dir.path}')
+    return run.dir
 
 # %% ../nbs/22_training.ipynb #71cd89fb
 #| eval: false
