@@ -6,7 +6,7 @@ Shapes are recorded from a forward pass of generator, discriminator and encoder.
 and as the last line one JSON object."""
 import argparse, json, os, statistics, time
 import torch
-from histoxplaining import layers, networks, operators
+from histoxplaining import layers, networks, operators as ops
 
 NETS = {64: (2048, 128, 16), 128: (4096, 256, 8), 256: (16384, 512, 2)}  # size: channel_base, channel_max, batch
 

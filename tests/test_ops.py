@@ -3,7 +3,7 @@ import os, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, scipy.signal, torch
 from hypothesis import given, settings, strategies as st
-from histoxplaining import operators
+from histoxplaining import operators as ops
 
 DEVICES = ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
 NATIVE = [d for d in DEVICES if ops.backend(d)[0] == 'native']
@@ -119,7 +119,7 @@ def test_other_dtypes_take_the_reference(capsys):
 
 
 CODE = '''import torch, sys
-from histoxplaining import operators
+from histoxplaining import operators as ops
 ops.FORCE = True
 y = ops.bias_act(torch.ones(1, 2, 4, 4), torch.ones(2), act='lrelu', gain=1.)
 print(*ops.backend(), float(y.sum()))'''
