@@ -28,7 +28,9 @@ def _time(s:float)->str: return '–' if not math.isfinite(s) else f'{s:.1f} s' 
 def _size(s:float)->str: return f'{s:.2f} s.d.' if math.isfinite(s) else '–'
 def _signed(v:float)->str: return '–' if not math.isfinite(v) else '0.00' if abs(v) < .005 else f'{v:+.2f}'.replace('-', '−')
 def _short(s:str, n:int)->str: return s if len(s) <= n else s[:n - 1] + '…'
-def class_colour(cf, name:str)->str: return CLASS_COLOURS[list(cf.classes).index(name) % len(CLASS_COLOURS)]
+def class_colour(cf, name:str)->str:
+    "The colour that stands for a class everywhere."
+    return CLASS_COLOURS[list(cf.classes).index(name) % len(CLASS_COLOURS)]
 
 # %% ../nbs/32_report.ipynb #e96842a2
 MORE, LESS = '#e07b00', '#1f78c8'  # more stain, less stain
@@ -298,7 +300,9 @@ def _facts(cf)->dict:
     return {'size at p = 0.5': _size(cf.p_half), 'haematoxylin (OD)': shift['H'], 'eosin (OD)': shift['E'],
             'area changed': f'{cf.area:.0%}' if math.isfinite(cf.area) else '–', 'tile': f'{w} × {h} px', 'time': _time(cf.seconds)}
 
-def class_mark(cf, name:str)->str: return f'<span class="cls"><i style="background:{class_colour(cf, name)}"></i>{escape(name)}</span>'
+def class_mark(cf, name:str)->str:
+    "A class's name behind its colour, as HTML."
+    return f'<span class="cls"><i style="background:{class_colour(cf, name)}"></i>{escape(name)}</span>'
 
 def _finite(v): return f'{v:.4g}' if math.isfinite(v) else '-1'
 

@@ -161,11 +161,13 @@ def _by_table(text, names, classes, source, group):
     return [i for i in items if i.label in wanted], chosen
 
 def file_stamp(path):
+    "Size and time of change: another stamp, another file."
     try: s = os.stat(path)
     except (OSError, ValueError): return 'missing'
     return f'{s.st_size} {s.st_mtime_ns}'
 
 def decoded_text(raw, name):
+    "The text of a table in the encoding that its bytes show: UTF-8, UTF-16, or what programs of old wrote. Raises `DataError`."
     if raw[:2] in (b'\xff\xfe', b'\xfe\xff'):
         try: return raw.decode('utf-16')
         except UnicodeDecodeError: raise DataError(f'{name}: begins like UTF-16 text and is none; save the table as CSV UTF-8') from None
@@ -285,6 +287,7 @@ def _zip_source(path, classes, group):
 _ENVS, _LOCK = {}, threading.Lock()  # real path -> (process id, identity of the file, environment)
 
 def store_identity(path):
+    "What tells a store from the one that was there before under its name. Raises `DataError` where there is none."
     try: s = os.stat(path/'data.mdb')
     except OSError: raise DataError(f'{path}: no such tile store' + next((f', but {what} ({path.name}{end}): repeat TileStore.create as it was' for end, what in
         (('.partial', 'an interrupted build lies beside it'), ('.old', 'a store that was being replaced lies beside it')) if path.with_name(path.name + end).exists()), '')) from None
@@ -312,6 +315,7 @@ def _env(path):
         return _ENVS[real][2]
 
 def lmdb_value(path, key):
+    "What an LMDB holds under a key, or None."
     with _env(path).begin() as txn: return txn.get(key)
 
 # %% ../nbs/03_sources.ipynb #d9d231ae
@@ -449,7 +453,9 @@ def open_source(
     else: raise DataError(f'{path}: expected a folder, a .csv, a .zip or a picture ({", ".join(SUFFIXES)})')
     return checked_source(src, group)
 
-def fail_with(e): raise e
+def fail_with(e):
+    "Raise an error from within an expression."
+    raise e
 
 def checked_source(src, group):
     "A source with its groups, in which no class is empty."
