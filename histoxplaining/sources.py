@@ -167,7 +167,7 @@ def file_stamp(path):
     return f'{s.st_size} {s.st_mtime_ns}'
 
 def decoded_text(raw, name):
-    "The text of a table in the encoding that its bytes show: UTF-8, UTF-16, or what programs of old wrote. Raises `DataError`."
+    "The text of a table in the encoding that its bytes show: UTF-8 or UTF-16. Raises `DataError`."
     if raw[:2] in (b'\xff\xfe', b'\xfe\xff'):
         try: return raw.decode('utf-16')
         except UnicodeDecodeError: raise DataError(f'{name}: begins like UTF-16 text and is none; save the table as CSV UTF-8') from None

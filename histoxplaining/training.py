@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'preset', 'weights_to_start_from', 'transplant', 'Gallery', 'samples', 'sample_grid', 'reconstruct',
-           'validate', 'health', 'Yardstick', 'Wish', 'Live', 'translated', 'Run', 'train']
+           'validate', 'health', 'Yardstick', 'Wish', 'Live', 'translated', 'duration', 'Run', 'train']
 
 # %% ../nbs/22_training.ipynb #2b911c38
 import errno, io, math, signal, sys, tempfile, threading, time, warnings
@@ -377,6 +377,17 @@ def _look(run, st, cfg, clf, dist, gallery, eyes):
     return row
 
 # %% ../nbs/22_training.ipynb #544255fb
+def duration(
+    seconds:float,
+)->str:
+    "A time as people say it: '40 s', '12 min', '3 h 05 min', '2 d 4 h'."
+    s = max(round(seconds), 0)
+    if s < 90: return f'{s} s'
+    m = round(s / 60)
+    if m < 90: return f'{m} min'
+    h, m = divmod(m, 60)
+    return f'{h} h {m:02d} min' if h < 48 else f'{h // 24} d {h % 24} h'
+
 class Run:
     "A run: networks, tiles, and what happened since the last line of its log. `step`, `log`, `snapshot` and `rollback` are what the loop in `train` is made of."
     def __init__(self, cfg, output, classifier, ckpt, callback, quiet):
@@ -388,7 +399,7 @@ class Run:
         self.dist = perceptual(cfg.perceptual).to(cfg.device) if cfg.arch != 'stylegan2' else None
         path = Path(share(str((RunDir(output).create() if output is not None else RunDir.new()).path) if self.lead else None))
         self.dir = RunDir(path, cfg.keep, round(cfg.milestone_kimg * 1000))
-        self.seen, self.pending, self.signs, self.tolerant = _Log(), [], {}, world() == 1
+        self.seen, self.pending, self.signs, self.tolerant, self.headed, self.alarmed = _Log(), [], {}, world() == 1, False, set()
         self.first, self.end = st.nimg, math.ceil((cfg.kimg * 1000 - st.nimg) / cfg.batch) * cfg.batch + st.nimg
         if self.lead: self._set_up()
         self.live = Live(self.dir) if IN_NOTEBOOK and self.lead and not quiet else None
@@ -493,7 +504,10 @@ class Run:
         with _disk(self.dir): self.dir.log(row)
         if self.callback: self.callback(row)
         if self.live: self.live(row)
-        for a in row.get('alarms', ()): self.say(f'ALARM at {self.st.nimg / 1000:.2f} kimg: {a}')
+        for a in row.get('alarms', ()):
+            if (kind := a.split(':')[0].rstrip('0123456789. ')) in self.alarmed: continue      # once; the log has them all
+            self.alarmed.add(kind)
+            self.say(f'ALARM at {self.st.nimg / 1000:.2f} kimg: {a}')
 
     def log(self):
         "The means since the last time, as a line."
@@ -503,9 +517,18 @@ class Run:
         st.seconds, self.begun = row['seconds'], now
         self.signs = {k: row[k] for k in ('sign_real', 'sign_fake', 'proj_real', 'proj_fake') if k in row}
         self.tell(row)
-        line = f"{st.nimg / 1000:8.2f} kimg  " + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if k not in ('nimg', 'seconds'))
-        if self.bar is None: self.say(line)
-        else: self.bar.comment = line
+        self._show(row)
+
+    def _show(self, row):
+        "The line that a person reads: how far, how long yet, how fast, and the one figure that says most; everything else is in the log."
+        name = next((k for k in ('perceptual', 'near', 'g_adv', 'g_proj') if k in row), None)
+        done, left = self.st.nimg / self.end, (self.end - self.st.nimg) / max(row['img_s'], 1e-9)
+        line = f"{self.st.nimg / 1000:9.2f} {done:7.0%} {duration(left):>12} {row['img_s']:9.1f}" + (f' {row[name]:12.3f}' if name else '')
+        if self.bar is not None: self.bar.comment = line
+        else:
+            if not self.headed: self.say(f"{'kimg':>9} {'done':>7} {'left':>12} {'images/s':>9}" + (f' {name:>12}' if name else ''))
+            self.headed = True
+            self.say(line)
 
     def snapshot(self, look=True, measure=False):
         "Everything that should survive. Returns whether it is time to stop early."
@@ -517,7 +540,8 @@ class Run:
                 st.since_best = 0 if self.dir.best is None or row['score'] < self.dir.best['score'] else st.since_best + 1
             row |= {'alarms': a} if (a := alarms(row)) else {}
             self.tell(row)
-            self.say('          ' + '  '.join(f'{k} {v:.3f}' for k, v in row.items() if isinstance(v, float)))
+            some = {k: row[k] for k in ('val_perceptual', 'val_agree', 'score', 'flips/needed_0', 'flips/needed_1', 'probe_auc') if isinstance(row.get(k), float)}
+            self.say(f"          pictures and checkpoint saved" + (': ' + ', '.join(f'{k} {v:.3f}' for k, v in some.items()) if some else ''))
         with _disk(self.dir):
             ema = {k: st.ema[k] if k in st.ema else None for k in 'GET'}
             save_model(self.dir.model, ema['G'], ema['E'], self.clf, _card(self.dir, st, cfg, self.store), T=ema['T'])
