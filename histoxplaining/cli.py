@@ -38,13 +38,17 @@ from .report import write_report
 from .study import analyse, methods_text, panel_figure, read_answers, write_study
 
 # %% ../nbs/36_cli.ipynb #7ed4ae35
+if sys.argv[1:] == ['--version'] and Path(sys.argv[0]).name.startswith('hx_'):   # every command answers it, before anything is parsed
+    print(f'histoxplaining {histoxplaining.__version__}')
+    sys.exit(0)
+
 @contextmanager
 def user_errors():
     "Turn bad input into one line on standard error and exit status 2; Ctrl-C into status 130. A console that lacks a character never ends a command."
     for f in (sys.stdout, sys.stderr):
         if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
     try: yield
-    except HxError as e: _quit(f'error: {e}', 2)
+    except HxError as e: _quit('error: ' + str(e).replace('pass overwrite=True', 'give --overwrite'), 2)
     except KeyboardInterrupt: _quit('stopped', 130)
 
 def _quit(line, status):
@@ -233,30 +237,30 @@ def hx_train(
     cond:str=None,                 # condition on the classifier's probabilities (classifier) or on labels
     balance:store_true=False,      # show every class equally often
     size:int=None,                 # checked against the store
-    kimg:float=None,               # length in thousands of images
-    batch:int=None,                # images per step, of all processes together
+    kimg:float=None,               # length in thousands of images (default: 1000)
+    batch:int=None,                # images per step, of all processes together (default: 16)
     batch_gpu:int=None,            # of these at a time in one process
-    seed:int=None,                 # of everything random
+    seed:int=None,                 # of everything random (default: 0)
     disc:str=None,                 # stylegan2, projected or both
-    channel_base:int=None,         # channels x resolution
-    channel_max:int=None,          # limit of channels
-    map_layers:int=None,           # depth of the mapping network
-    feat_channels:int=None,        # channels of the layout code
-    feat_res:int=None,             # its side; grown from half the size: twice as fine
-    freezed:int=None,              # finest resolutions of the plain discriminator that stay as they are
-    lr:float=None,                 # of generator and discriminator
+    channel_base:int=None,         # channels x resolution (default: 16384)
+    channel_max:int=None,          # limit of channels (default: 512)
+    map_layers:int=None,           # depth of the mapping network (default: 2)
+    feat_channels:int=None,        # channels of the layout code (default: 8)
+    feat_res:int=None,             # its side; grown from half the size: twice as fine (default: a quarter of the size, at most 32)
+    freezed:int=None,              # finest resolutions of the plain discriminator that stay as they are (default: 0)
+    lr:float=None,                 # of generator and discriminator (default: 0.0025)
     r1_gamma:float=None,           # R1 weight
     aug:str=None,                  # of what the plain discriminator sees: ada (default), fixed or none
     augment:store_true=False,      # the same as --aug ada, or with --aug_p as --aug fixed
     aug_pipe:str=None,             # histo (default), bgc, ... (see room 11_augmentation)
-    aug_p:float=None,              # probability of each change; by itself it means --aug fixed
-    ada_target:float=None,         # mean sign of D(real) that ada aims at
-    ae_kimg:float=None,            # autoencoder first, for so long
+    aug_p:float=None,              # probability of each change; by itself it means --aug fixed (default: 0.2)
+    ada_target:float=None,         # mean sign of D(real) that ada aims at (default: 0.6)
+    ae_kimg:float=None,            # autoencoder first, for so long (default: a fifth of kimg, at most 50)
     snap_kimg:float=None,          # between checkpoints
-    metrics_kimg:float=None,       # between measurements of the pictures; the best checkpoint is kept
-    patience:int=None,             # stop after so many measurements without a better one
-    milestone_kimg:float=None,     # keep a checkpoint for every so many thousand images
-    nan_budget:int=None,           # steps that may be left out because something was not finite
+    metrics_kimg:float=None,       # between measurements of the pictures; the best checkpoint is kept (default: 0)
+    patience:int=None,             # stop after so many measurements without a better one (default: 0)
+    milestone_kimg:float=None,     # keep a checkpoint for every so many thousand images (default: 0)
+    nan_budget:int=None,           # steps that may be left out because something was not finite (default: 10)
     device:str=None,               # cpu, cuda
     wandb:store_true=False,        # log to Weights & Biases
     tensorboard:store_true=False,  # log to TensorBoard, in the run folder

@@ -82,3 +82,12 @@ def test_real_tiles_become_a_store(shared, tmp_path):
     store = TileStore.create(tmp_path/'src', tmp_path/'s.lmdb', size=64, classes=['healthy', 'adenocarcinoma'], val=.2)
     assert len(store) == 20 and store.classes == ('healthy', 'adenocarcinoma') and store[0][0].shape == (64, 64, 3)
     assert 60 < np.mean([store[i][0].mean() for i in range(20)]) < 220       # tissue, not black or glass
+
+
+def test_every_command_tells_its_version_and_speaks_of_its_own_options(tiny, tmp_path):
+    import histoxplaining
+    for name in ('hx_explain', 'hx_tiles', 'hx_study'):
+        status, out, _ = hx(name, '--version')
+        assert (status, out.strip()) == (0, f'histoxplaining {histoxplaining.__version__}')
+    status, _, err = hx('hx_tiles', tiny/'tiles', tiny/'tiles.lmdb')
+    assert status == 2 and 'give --overwrite' in err and 'overwrite=True' not in err
