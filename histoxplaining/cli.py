@@ -31,7 +31,7 @@ from .distributed import rank
 from .training_step import TrainConfig
 from .training import PRESETS, preset as preset_config, train
 from .explainer import MODELS, Code, Explainer, as_picture, model_folder, packaged
-from .counterfactual import explain, summarise
+from .counterfactual import explain, nearest_tiles, summarise
 from .results import Table, record, write_geojson
 from .evaluation import CONTROLS, evaluate, measure, read_pairs, save_pairs
 from .report import write_report
@@ -377,6 +377,8 @@ def hx_explain(
     n:int=None,             # how many pictures at most
     frames:int=10,          # pictures of each path in the report
     cards:int=24,           # cases shown in the report; all are counted
+    alternatives:int=0,     # other answers shown beside each in the report
+    nearest:int=0,          # real tiles of the other class shown beside each; needs the model's store
     classifier:str=None,    # explain this one instead of the model's own: *.safetensors, TorchScript, torch.export, ONNX, weights
     classifier_classes:str=None, # a,b: its classes in the order of its outputs, where it does not say them
     classifier_size:int=None, # side in pixels that it reads
@@ -405,12 +407,14 @@ def hx_explain(
         if shard: imgs, names = _share(shard, (imgs, names))
         if table: imgs, names = ([v for v, name in zip(u, names) if name not in table.done] for u in (imgs, list(names)))
         show = {i for i in np.linspace(0, len(imgs) - 1, min(cards, len(imgs))).astype(int)}
-        cfs, shown = [], []
+        cfs, shown, others = [], [], []
         for i in progress(range(0, len(imgs), 64)):
             good = _readable(imgs[i:i + 64], [(names[k], k in show) for k in range(i, min(i + 64, len(imgs)))])
             for part, f in ([g for g in good if g[1][1]], frames), ([g for g in good if not g[1][1]], 0):
                 if not part: continue
-                found = explain(ex, [a for a, _ in part], frames=f, classifier=clf, **asked)
+                n = 1 + alternatives if part[0][1][1] else 1
+                found = explain(ex, [a for a, _ in part], frames=f, classifier=clf, n=n, **asked)
+                if n > 1: others += [v[1:] for v in found]; found = [v[0] for v in found]
                 for c, (_, (name, _)) in zip(found, part): c.name = str(name)
                 if png:
                     for c in found:
@@ -422,9 +426,19 @@ def hx_explain(
         if geojson: write_geojson(geojson, table.rows() if table else [record(c) for c in cfs])
         if json: write_json(json, dict(settings=settings, results=table.rows() if table else [record(c) for c in cfs]))
         s = summarise(cfs)
-        write_report(cfs, out, cards=shown, title=f"{ex.card['name']}: counterfactual explanations", summary=_summary(ex, s, len(shown), asked | settings))
+        write_report(cfs, out, cards=shown, title=f"{ex.card['name']}: counterfactual explanations", summary=_summary(ex, s, len(shown), asked | settings), others=others or None, near=_near(ex, shown, nearest) if nearest else None)
         if brief: print(f"{s['flipped']} of {s['n']} decisions turned, {s['seconds']:.2f} s each. {_why_not(s)}")
         else: print(dumps({k: None if v != v else v for k, v in s.items()} | {'report': str(out)}))
+
+def _near(ex, cfs, k):
+    "Per result the real tiles of its target nearest to its counterfactual, with their distances."
+    train = ex.store().train                                           # raises where there are no tiles to show
+    out = [() for _ in cfs]
+    for t in {c.target for c in cfs if c.success}:
+        i = [j for j, c in enumerate(cfs) if c.success and c.target == t]
+        tiles, far = nearest_tiles(ex, np.stack([cfs[j].counterfactual for j in i]), t, k, train)
+        for j, pics, d in zip(i, tiles, far): out[j] = list(zip(pics, map(float, d)))
+    return out
 
 def _light(cf):
     "A result without its pictures: what the numbers of a report need."

@@ -364,7 +364,8 @@ def _solve(job, cfs, method, frames, scan):
             why = str(e)
             continue
         for i, tried in zip(left, job.try_rays(left, m, edits, scan)):
-            good = sorted((f for f in tried if f.hit), key=lambda f: f.hit.size)
+            good = [f for f in tried if f.hit]
+            if m != 'translate': good.sort(key=lambda f: f.hit.size)       # draws come with the middle one first
             found.setdefault(i, []).extend(good[:1] if ask.n == 1 else good)
             failed.setdefault(i, []).extend(f for f in tried if not f.hit)
         if ask.n == 1: left = [i for i in left if not found[i]]

@@ -306,7 +306,14 @@ def class_mark(cf, name:str)->str:
 
 def _finite(v): return f'{v:.4g}' if math.isfinite(v) else '-1'
 
-def _card(cf, number:int, limit:float)->str:
+def _beside(cf, others, near)->str:
+    "Strips of small pictures: other answers to the same question, and real tiles that are nearest to this one."
+    strip = lambda title, items: f'<div class="strip"><p class="ylab">{title}</p><div>' + ''.join(items) + '</div></div>' if items else ''
+    answers = [f'<figure>{_img(_frame_uri(o.counterfactual), f"another answer for {cf.name}, p {p_text(o.p)}")}<figcaption>{p_text(o.p)} · {_size(o.step)}</figcaption></figure>' for o in others if o.success]
+    tiles = [f'<figure>{_img(_frame_uri(pic), f"a real tile of {cf.target} near the counterfactual of {cf.name}")}<figcaption>real · {d:.1f} s.d. away</figcaption></figure>' for pic, d in near]
+    return strip('Other answers', answers) + strip(f'Real tiles of {escape(cf.target)} nearest to it', tiles)
+
+def _card(cf, number:int, limit:float, others=(), near=())->str:
     "One explanation as an HTML article."
     first, second, last = panels(cf)
     change = (f'<figure class="change"><div class="pic">{_img(_uri(png_bytes(change_maps(cf, limit)[-1])), f"Change from the reconstruction to the counterfactual of {cf.name}", "map")}</div>'
@@ -318,7 +325,7 @@ def _card(cf, number:int, limit:float)->str:
     return (f'<article class="case{"" if cf.success else " failed"}" id="case{number}" data-from="{escape(cf.source)}" data-size="{cf.step if cf.success else -1:.4g}" data-p="{_finite(cf.p_original)}"><header><h3><span class="n">{number}</span> {escape(cf.name)}</h3>'
             f'<p>{class_mark(cf, cf.source)}<span class="to">→</span>{class_mark(cf, cf.target)}</p><p class="outcome">{escape(_outcome(cf)[:1].upper() + _outcome(cf)[1:])}</p></header>{warn}'
             f'<div class="body"><div class="pics">{_figure(first, cf)}{_figure(second, cf)}{_figure(last, cf)}{change}</div>'
-            f'<div class="side"><p class="ylab">p({escape(cf.target)})</p>{curve_svg(cf)}{_slider(cf, limit)}{compare}</div></div><dl>{facts}</dl></article>')
+            f'<div class="side"><p class="ylab">p({escape(cf.target)})</p>{curve_svg(cf)}{_slider(cf, limit)}{compare}</div></div>{_beside(cf, others, near)}<dl>{facts}</dl></article>')
 
 # %% ../nbs/32_report.ipynb #f713842f
 def _tools(cards)->str:
@@ -404,6 +411,7 @@ svg{display:block;width:100%;height:auto}svg text{font-size:11.5px;fill:var(--so
 input{accent-color:var(--accent)}input[type=range]{width:100%;height:28px;margin:0}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 .js .slide{display:grid}.js .here{display:block}
+.strip>div{display:flex;flex-wrap:wrap;gap:10px}.strip{margin-top:10px}.strip img{width:96px;height:96px;border-radius:2px;display:block}.strip figcaption{font-size:12px;color:var(--soft)}
 .case dl{display:flex;flex-wrap:wrap;gap:4px 26px;margin-top:10px;padding-top:9px;border-top:1px solid var(--line);font-size:13px}.case dt{color:var(--soft)}.case dl div{display:flex;gap:6px}
 summary{cursor:pointer;font-weight:600;margin:22px 0 10px}
 footer{color:var(--soft);font-size:13px;padding-top:20px;padding-bottom:40px}footer b{color:var(--ink)}
@@ -497,6 +505,8 @@ def write_report(
     summary:dict|None=None,  # facts about model and data: label -> value
     notes:str='',            # plain text; an empty line starts a new paragraph
     cards:list|None=None,    # the explanations shown in full; default: all. Numbers and table are of all
+    others:list|None=None,   # per card: other answers to its question, a list of `Counterfactual`
+    near:list|None=None,     # per card: real tiles beside it, a list of (uint8 picture, distance in s.d.)
 )->Path:
     "Write explanations as one self-contained HTML file and return its path. Raises `HxError` for an empty list."
     cfs = _cases(cfs, 'write_report')
@@ -506,6 +516,6 @@ def write_report(
     page = _PAGE.substitute(title=escape(title), question=escape(_question(cfs)), css=_CSS, js=_JS, hash=base64.b64encode(hashlib.sha256(_JS.encode()).digest()).decode(),
         numbers=_numbers(cfs), summary=f'<h2>Model and data</h2><div class="summary">{_table(summary.items())}</div>' if summary else '',
         notes=f'<h2>Notes</h2>{paragraphs}' if paragraphs else '', limit=f'{limit:g}', clear=f'{CLEAR * limit:g}', bar=_img(_uri(png_bytes(scale_bar())), 'colour scale from blue over grey to orange'),
-        cards=''.join(_card(c, i, limit) for i, c in enumerate(cards, 1)), tools=_tools(cards), table=_all_numbers(cfs))
+        cards=''.join(_card(c, i, limit, o, t) for i, (c, o, t) in enumerate(zip(cards, others or [()] * len(cards), near or [()] * len(cards)), 1)), tools=_tools(cards), table=_all_numbers(cfs))
     with atomic_write(path, 'w') as f: f.write(page)
     return Path(path)

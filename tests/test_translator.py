@@ -3,7 +3,7 @@ import numpy as np, pytest, torch
 from histoxplaining.checkpoints import RunDir, load_network
 from histoxplaining.cli import continued, hx_translator
 from histoxplaining.counterfactual import explain
-from histoxplaining.explainer import Explainer
+from histoxplaining.explainer import Code, Explainer
 from histoxplaining.files import HxError
 from histoxplaining.training_step import TrainConfig, resolve
 from histoxplaining.training import train
@@ -74,3 +74,11 @@ def test_what_a_translator_needs_is_said(tiny, model):
     with pytest.raises(HxError, match='closeness=2'): explain(Explainer.load(model.model), np.zeros((16, 16, 3), np.uint8), closeness=2)
     [c] = explain(Explainer.load(model.model), Explainer.load(model.model).render(Explainer.load(model.model).reference.code[:1]), method='translate', refine=0)
     assert c.success is False and (c.reason.code != 'no method' or 'hx_translator' in c.reason)
+
+
+def test_alternatives_leave_the_answer_as_it_is():
+    ex = Explainer.from_pretrained('colon-64')
+    pics = ex.render(Code(ex.mapping(range(40, 44)), ex.layouts(range(40, 44))))
+    one, many = explain(ex, pics, refine=0), explain(ex, pics, refine=0, n=3)
+    for a, b in zip(one, many):
+        assert a.success == b[0].success and (not a.success or len(b) > 1 and (a.counterfactual.astype(int) - b[0].counterfactual).__abs__().max() <= 1)
