@@ -8,7 +8,8 @@ from pathlib import Path
 from bs4 import BeautifulSoup
 from latex2mathml.converter import convert
 
-TUTORIALS = {'from_your_tiles': 'From your tiles to a report', 'your_classifier': 'Your classifier', 'what_a_model_can_answer': 'What a model can answer'}
+PAGES = {'Start': {'from_your_tiles': 'From your tiles to a report', 'your_classifier': 'Your classifier'},
+         'Use': {'reading_a_result': 'Reading a result', 'what_a_model_can_answer': 'What a model can answer'}}
 PARTS = {'Ground': 3, 'Data': 7, 'Networks': 12, 'Classifier and models': 15, 'Measures': 17, 'Training': 23, 'Explaining': 30, 'Judging': 32, 'Showing': 99}   # the first room that no longer belongs
 
 
@@ -21,7 +22,7 @@ def sidebar(nbs):
         parts += f'      - section: {part}\n        contents:\n' + ''.join(entry(f'{n[:2]} {n[3:-6].replace("_", " ")}', n) for n in mine)
         first = end
     return ('website:\n  sidebar:\n    contents:\n      - text: Overview\n        href: index.ipynb\n'
-        '      - section: Tutorials\n        contents:\n' + ''.join(entry(t, f'tutorials/{n}.ipynb') for n, t in TUTORIALS.items())
+        + ''.join(f'      - section: {s}\n        contents:\n' + ''.join(entry(t, f'tutorials/{n}.ipynb') for n, t in pages.items()) for s, pages in PAGES.items())
         + parts)
 
 

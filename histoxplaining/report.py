@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MORE', 'LESS', 'CLEAR', 'LUMA', 'Panel', 'p_text', 'class_colour', 'overlay', 'colour_limit', 'scale_bar', 'panels',
-           'caution', 'case_figure', 'figure_png', 'gallery', 'change_maps', 'curve_scale', 'curve_svg', 'class_mark',
-           'write_report']
+           'caution', 'path_points', 'case_figure', 'figure_png', 'gallery', 'change_maps', 'curve_scale', 'curve_svg',
+           'class_mark', 'write_report']
 
 # %% ../nbs/32_report.ipynb #3eeafd42
 import base64, hashlib, io, json, math, textwrap
@@ -126,13 +126,25 @@ def _picture(ax, panel:Panel, title:str):
     ax.imshow(panel.img, interpolation='bicubic')
     if panel.generated: ax.text(.025, .03, 'generated', transform=ax.transAxes, fontsize=5.5, va='bottom', bbox=dict(fc='w', ec='none', alpha=.85, pad=1.2))
 
+def path_points(
+    cf,          # an explanation
+    n:int=65,    # points at least
+)->tuple:
+    "The curve of p(target): what was looked at, and between it straight in log-odds, as the search assumes. Sizes and probabilities."
+    s, p = (np.asarray(v, np.float64) for v in (cf.steps, cf.p_path))
+    s, p = s[np.isfinite(p)], p[np.isfinite(p)]
+    if len(s) < 2: return s, p
+    odds = np.log(np.clip(p, 1e-7, 1) / np.clip(1 - p, 1e-7, 1))
+    fine = np.union1d(s, np.linspace(s[0], s[-1], n))
+    return fine, 1 / (1 + np.exp(-np.interp(fine, s, odds)))
+
 def _curve(ax, cf):
     "Draw edit size against the probability of the target."
     colour = class_colour(cf, cf.target)
     ax.axhline(.5, color=INK, lw=.6, ls=':')
     ax.axhline(cf.p_asked, color=INK, lw=.6, ls='--')
     ax.text(1.02, cf.p_asked, f'asked {cf.p_asked:g}', transform=ax.get_yaxis_transform(), fontsize=6, va='center')
-    ax.plot(cf.steps, cf.p_path, color=colour, lw=1.5)
+    ax.plot(*path_points(cf), color=colour, lw=1.5)
     if marks := _marks(cf): ax.scatter(*zip(*marks), s=18, color=colour, ec='w', lw=.8, zorder=3, clip_on=False)
     ax.set(ylim=(0, 1), yticks=(0, .5, 1), xlabel='size of the edit (s.d.)')
     ax.set_title(f'p({_short(cf.target, 24)})', pad=3, fontsize=7)
@@ -260,7 +272,7 @@ def curve_svg(cf)->str:
     rules = ''.join(f'<line x1="{_L}" x2="{_W - _R}" y1="{y(p):.1f}" y2="{y(p):.1f}" class="{c}"/>' for p, c in ((0, 'axis'), (.5, 'half'), (cf.p_asked, 'asked')))
     ys = ''.join(f'<text x="{_L - 6}" y="{y(p) + 4:.1f}" text-anchor="end">{p:g}</text>' for p in (0, .5, 1))
     xs = ''.join(f'<text x="{x(s):.1f}" y="{_H - _B + 14}" text-anchor="middle">{s:g}</text>' for s in _nice(min(sizes), max(sizes)))
-    line = ' '.join(f'{x(float(s)):.1f},{y(float(p)):.1f}' for s, p in zip(cf.steps, cf.p_path) if math.isfinite(p))
+    line = ' '.join(f'{x(float(s)):.1f},{y(float(p)):.1f}' for s, p in zip(*path_points(cf)))
     dots = ''.join(f'<circle cx="{x(s):.1f}" cy="{y(p):.1f}" r="4" fill="{colour}"/>' for s, p in _marks(cf))
     here = '<circle class="here" r="7"/>' if len(cf.frames) else ''
     said = f'Probability of {cf.target} over the size of the edit: {p_text(cf.p_reconstruction)} unedited; {_outcome(cf)}.'
