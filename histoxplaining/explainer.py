@@ -217,7 +217,10 @@ class Explainer:
         return f"Explainer({self.card.get('name', '?')}: {', '.join(self.classes)}; {self.size} px; {self.card.get('nimg', 0) / 1000:.1f} kimg; {ref})"
 
     @classmethod
-    def load(cls, folder, device='cpu'):
+    def load(cls,
+        folder,               # of a model or a run, or the name of a model that comes with the package
+        device='cpu',         # where its networks run
+    ):
         "From a model folder, a run folder, or the name of a model that comes with the package. Raises `CheckpointError`."
         folder = model_folder(folder)
         G, E, clf, card = load_model(folder)
@@ -229,7 +232,10 @@ class Explainer:
         return cls(G, E, clf, card, ref, folder, device, T)
 
     @classmethod
-    def from_run(cls, run, device='cpu'):
+    def from_run(cls,
+        run,                  # folder of a run, or a `RunDir`
+        device='cpu',         # where its networks run
+    ):
         "From a run folder (or `RunDir`): its newest model, with a reference sample from the run's own training tiles if it has none yet."
         run = run if isinstance(run, RunDir) else RunDir(run)
         self = cls.load(run.model, device)
@@ -272,13 +278,19 @@ class Explainer:
         self.reference = Reference(torch.cat(ws), torch.cat(feats) if feats else None, torch.cat(logits), torch.cat(labels), torch.tensor(pick))
         return self
 
-    def code(self, images, batch=64):
+    def code(self,
+        images,               # uint8 HWC arrays, an NCHW tensor in [-1, 1], or paths
+        batch=64,             # pictures at a time
+    )->Code:
         "Codes of pictures in any form, encoded in batches."
         x = as_batch(images, self.size)[0]
         return Code.cat([Code(*self.encode(b)) for b in x.split(batch)])
 
     @torch.no_grad()
-    def render(self, code, batch=64):
+    def render(self,
+        code,                 # a `Code` of N pictures
+        batch=64,             # pictures at a time
+    )->np.ndarray:
         "uint8 pictures of codes, rendered in batches: `[N, H, W, 3]`."
         return np.concatenate([to_uint8(self.generate(c.w, c.feat)) for c in code.to(self.device).split(batch)])
 
@@ -311,7 +323,12 @@ class Explainer:
         pick = [int(torch.randint(len(self.reference.feat), (1,), generator=stream(int(s), 'layout'))) for s in seeds]
         return self.reference.feat[pick].to(self.device)
 
-    def generate(self, w, feat=None, s=None, res=None):
+    def generate(self,
+        w,                    # [N, num_ws, w_dim] or [N, w_dim]; None with s
+        feat=None,            # layout codes [N, channels, side, side]
+        s=None,               # styles in place of w: dict layer -> [N, channels]
+        res=None,             # side of the generator's own smaller picture; default: the whole
+    ):
         "Render w, or StyleSpace s (dict layer -> `[N, channels]`), and a layout code: float32 `[N, 3, size, size]` in true colours, about [-1, 1]; differentiable. With `res` the generator stops at its own picture of that side."
         return self.pixel_range.to_true(self.G.synthesis(w, feat, noise_mode=self.noise_mode, s=s, res=res))
 
@@ -319,18 +336,27 @@ class Explainer:
         "Encode and render."
         with torch.no_grad(): return self.generate(*self.encode(images))
 
-    def classify(self, img, classifier=None):
+    def classify(self,
+        img,                  # [N, 3, H, W] in [-1, 1]
+        classifier=None,      # another `Classifier` than the model's own
+    ):
         "Logits `[N, C]` of pictures `[N, 3, H, W]` in [-1, 1]; differentiable. Raises `HxError` when they are not finite."
         logits = (classifier or self._need(self.classifier, 'classifier; pass one as classifier='))(img.to(self.device))
         if not torch.isfinite(logits).all(): raise HxError('the classifier gave logits that are not finite')
         return logits
 
     @torch.no_grad()
-    def logits(self, pictures, classifier=None):
+    def logits(self,
+        pictures,             # uint8 [N, H, W, 3]
+        classifier=None,      # another `Classifier` than the model's own
+    ):
         "Logits `[N, C]` of uint8 pictures `[N, H, W, 3]`, the way they would be read from disk."
         return torch.cat([self.classify(from_uint8(b), classifier).cpu() for b in np.array_split(pictures, max(1, len(pictures) // 128))])
 
-    def probabilities(self, pictures, classifier=None):
+    def probabilities(self,
+        pictures,             # uint8 [N, H, W, 3]
+        classifier=None,      # another `Classifier` than the model's own
+    ):
         "Calibrated class probabilities `[N, C]` of uint8 pictures `[N, H, W, 3]`, the way they would be read from disk."
         return (self.logits(pictures, classifier) / (classifier or self.classifier).temperature).softmax(1)
 
@@ -338,7 +364,10 @@ class Explainer:
         "Classes that can be asked for: those of the classifier that is explained."
         return tuple((classifier or self).classes)
 
-    def class_index(self, name, classifier=None):
+    def class_index(self,
+        name,                 # of a class, or its index
+        classifier=None,      # whose classes; default: the model's own
+    )->int:
         "Index of a class given by name or index, among those of the classifier that is explained. Raises `HxError` that lists them."
         classes = self.classes_of(classifier)
         if isinstance(name, (int, np.integer)) and 0 <= name < len(classes): return int(name)

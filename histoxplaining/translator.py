@@ -101,7 +101,11 @@ class Translator(nn.Module):
         pooled = torch.cat([told, x.mean([2, 3]), (x.var([2, 3]) + 1e-6).sqrt()], 1)
         return self.style(pooled) * self.sd, step
 
-def stepped(w, feat, step, size=1.):
+def stepped(
+    w, feat,     # codes: [N, w_dim], and [N, C, side, side] or None
+    step,        # of a `Translator`
+    size=1.,     # share of it: a number, or one per code that broadcasts
+):
     "Codes after a step, or a part of it: w `[N, w_dim]`, and layout codes of unit second moment."
     dw, df = step
     return w + size * dw, None if feat is None else normalize_2nd_moment(feat + size * df)
@@ -109,7 +113,9 @@ def stepped(w, feat, step, size=1.):
 # %% ../nbs/20_translator.ipynb #b64a32c6
 SURE = 4.6   # log-odds that are enough in training: p = 0.99
 
-def change(a, b):
+def change(
+    a, b,        # pictures [N, 3, H, W] in [-1, 1]
+):
     "Change of optical density from one batch of pictures to another, averaged to 16 x 16, as unit vectors `[N, 768]`."
     d = F.adaptive_avg_pool2d(optical_density(b.clamp(-1, 1)) - optical_density(a.clamp(-1, 1)), 16).flatten(1)
     return d / d.norm(dim=1, keepdim=True).clamp_min(1e-6)
@@ -131,7 +137,10 @@ def _fading(before, after):
         return ((d - F.avg_pool2d(d, 5, 1, 2, count_include_pad=False)).square().mean([2, 3]) + 1e-6).sqrt()
     return F.relu(1 - fine(after) / fine(before)).sum(1)
 
-def nearness(cfg, closeness):
+def nearness(
+    cfg,         # a `TrainConfig`
+    closeness,   # [N], from 0 to 1
+):
     "Weight of the perceptual distance at a closeness: geometric between `cfg.far` and `cfg.near`."
     return cfg.far * (cfg.near / cfg.far)**closeness
 
