@@ -10,7 +10,9 @@ from latex2mathml.converter import convert
 
 PAGES = {'Start': {'from_your_tiles': 'From your tiles to a report', 'your_classifier': 'Your classifier'},
          'Use': {'reading_a_result': 'Reading a result', 'what_a_model_can_answer': 'What a model can answer'}}
-PARTS = {'Ground': 3, 'Data': 7, 'Networks': 12, 'Classifier and models': 15, 'Measures': 17, 'Training': 23, 'Explaining': 30, 'Judging': 32, 'Showing': 99}   # the first room that no longer belongs
+# the first room that no longer belongs
+PARTS = {'Ground': 3, 'Data': 7, 'Networks': 12, 'Classifier and models': 15, 'Measures': 17, 'Training': 23,
+    'Explaining': 30, 'Judging': 32, 'Showing': 99}
 
 
 def sidebar(nbs):
@@ -19,10 +21,12 @@ def sidebar(nbs):
     rooms, first, parts = sorted(p.name for p in nbs.glob('[0-9]*.ipynb')), 0, ''
     for part, end in PARTS.items():
         mine = [n for n in rooms if first <= int(n[:2]) < end]
-        parts += f'      - section: {part}\n        contents:\n' + ''.join(entry(f'{n[:2]} {n[3:-6].replace("_", " ")}', n) for n in mine)
+        parts += f'      - section: {part}\n        contents:\n' + ''.join(entry(f'{n[:2]} {n[3:-6].replace("_", " ")}',
+            n) for n in mine)
         first = end
     return ('website:\n  sidebar:\n    contents:\n      - text: Overview\n        href: index.ipynb\n'
-        + ''.join(f'      - section: {s}\n        contents:\n' + ''.join(entry(t, f'tutorials/{n}.ipynb') for n, t in pages.items()) for s, pages in PAGES.items())
+        + ''.join(f'      - section: {s}\n        contents:\n' +
+            ''.join(entry(t, f'tutorials/{n}.ipynb') for n, t in pages.items()) for s, pages in PAGES.items())
         + parts)
 
 
@@ -58,7 +62,8 @@ def finish(page, root, site, rooms):
     mathml(soup)
     local_links(soup, site, rooms, '../' * (len(page.relative_to(root).parts) - 1))
     alt_texts(soup)
-    html = re.sub(r'\[(?:`|<code>)([^`<]+)(?:`|</code>)\]\([^)\s]*\)', r'\1', str(soup))   # a link inside a code comment stays a word
+    # a link inside a code comment stays a word
+    html = re.sub(r'\[(?:`|<code>)([^`<]+)(?:`|</code>)\]\([^)\s]*\)', r'\1', str(soup))
     page.write_text(html, encoding='utf-8')
 
 
@@ -72,7 +77,8 @@ def build():
     Path('nbs/sidebar.yml').write_text(sidebar(Path('nbs')), encoding='utf-8')
     proc_nbs(n_workers=0)
     shutil.copy('nbs/sidebar.yml', '_proc/sidebar.yml')
-    done = subprocess.run([Path(sys.executable).parent/'smalldocs', 'render'], cwd='_proc', capture_output=True, text=True)
+    done = subprocess.run([Path(sys.executable).parent/'smalldocs', 'render'], cwd='_proc', capture_output=True,
+        text=True)
     quiet = ('output-file is not read', 'commonmark is not built', 'keep-md is ignored')
     for line in (done.stdout + done.stderr).splitlines():
         if not any(q in line for q in quiet): print(line)
@@ -81,7 +87,8 @@ def build():
     shutil.copytree('nbs/figures', '_docs/figures', dirs_exist_ok=True)
     root, rooms = Path('_docs'), {p.stem.split('_', 1)[1]: f'{p.stem}.html' for p in Path('nbs').glob('[0-9]*.ipynb')}
     for page in root.rglob('*.html'): finish(page, root, site, rooms)
-    for sheet in root.rglob('*.css'):                                      # fonts of the theme: a reader's own will do, and nothing is asked of anybody
+    # fonts of the theme: a reader's own will do, and nothing is asked of anybody
+    for sheet in root.rglob('*.css'):
         text = sheet.read_text(encoding='utf-8')
         sheet.write_text(re.sub(r"""@import\s*(?:url\([^)]*\)|"[^"]*"|'[^']*')[^;]*;""", '', text), encoding='utf-8')
     print(f'{sum(1 for _ in root.rglob("*.html"))} pages in {root.resolve().name}')

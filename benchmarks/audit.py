@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
 
-from histoxplaining.auditing import GROUPS, READABLE, _towards, accustomed, audit, edit_similarity, mirrored, movements, randomised, shortcut_report
+from histoxplaining.auditing import (GROUPS, READABLE, _towards, accustomed, audit, edit_similarity, mirrored,
+    movements, randomised, shortcut_report)
 from histoxplaining.checkpoints import RunDir, load_network
 from histoxplaining.classifier import Classifier, train_classifier
 from histoxplaining.cli import continued
@@ -44,14 +45,18 @@ def classifier(root, name, tiles, seed=0):
 
 @torch.no_grad()
 def crosstalk(ex, reader, n, seed=7):
-    "What the reader reads, in deviations, of tissue of which one group of factors alone was mirrored: movement of every factor, towards the class that the group went to."
+    """What the reader reads, in deviations, of tissue of which one group of factors alone was mirrored: movement of
+    every factor, towards the class that the group went to."""
     drawn = [f for _, f in (draw_factors(seed, i, 'both', 0.) for i in range(n))]
-    made = lambda names: np.concatenate([to_uint8(ex.reconstruct(np.stack([render(mirrored(f, names), ex.size, seed, i + k) for k, f in enumerate(drawn[i:i + 64])]))) for i in range(0, n, 64)])
+    made = lambda names: np.concatenate([to_uint8(ex.reconstruct(np.stack([render(mirrored(f, names), ex.size, seed,
+        i + k) for k, f in enumerate(drawn[i:i + 64])]))) for i in range(0, n, 64)])
     before = made(())
     spread = torch.cat([reader(x) for x in from_uint8(before).split(64)])
     side = _towards(relative_factors({k: np.array([f[k] for f in drawn], np.float32) for k in FACTORS}) - .5)
     towards = {g: -side[:, [list(FACTORS).index(k) for k in names]].mean(1).sign() for g, names in GROUPS.items()}
-    return {g: {k: round(float(v.mean()), 3) for k, v in movements(before, made(names), towards[g], spread, GROUPS | {k: (k,) for k in FACTORS}, reader).items()} for g, names in GROUPS.items()}
+    return {g: {k: round(float(v.mean()), 3) for k,
+        v in movements(before, made(names), towards[g], spread, GROUPS | {k: (k,) for k in FACTORS}, reader).items()}
+        for g, names in GROUPS.items()}
 
 
 def translator(root, name, run, store, clf, kimg):
@@ -73,7 +78,8 @@ def main():
     p.add_argument('--translator_kimg', type=float, default=10)
     p.add_argument('--all', action='store_true', help='count every factor, also those that the reader cannot tell')
     p.add_argument('--question', default='needed'); p.add_argument('--closeness', type=float, default=.25)
-    p.add_argument('--p', type=float, default=.9999, help='asked: about what the classifiers say of a typical tile of the class')
+    p.add_argument('--p', type=float, default=.9999,
+        help='asked: about what the classifiers say of a typical tile of the class')
     p.add_argument('--hold', default='', help='comma-separated; default: nothing')
     p.add_argument('--n', type=int, default=100, help='fresh tiles to explain')
     p.add_argument('--methods', default='translate,direction,gradient+layout,prototype+layout')
@@ -88,7 +94,8 @@ def main():
         say('drawing')
         tiles, y, f = synthetic_tiles(a.tiles, SIZE, 11, 'both', 0.)
         store(root, 'gland', tiles, y, SIZE)
-        store(root, 'stain', tiles, (f['haematoxylin'] > (FACTORS['haematoxylin'].lo + FACTORS['haematoxylin'].hi) / 2).astype(int), SIZE)
+        store(root, 'stain', tiles, (f['haematoxylin'] > (FACTORS['haematoxylin'].lo + FACTORS['haematoxylin'].hi) /
+            2).astype(int), SIZE)
         store(root, 'both', *synthetic_tiles(a.tiles, SIZE, 12, 'both', .9)[:2], SIZE)
     stores = {k: TileStore(root/f'{k}.lmdb') for k in ('gland', 'stain', 'both')}
     say('classifiers')
@@ -96,7 +103,8 @@ def main():
     run, done = root/'run', RunDir(root/'run').latest() if (root/'run').exists() else None
     if done is None or done['nimg'] < round(a.kimg * 1000):
         say('model')
-        cfg = TrainConfig(data=str(root/'gland.lmdb'), init=str(files('histoxplaining')/'models'/'colon-64'), kimg=a.kimg, ae_kimg=.4 * a.kimg, warm_kimg=2, snap_kimg=2, kl_ramp=.25, feat_swap=.25, l1_weight=2.)
+        cfg = TrainConfig(data=str(root/'gland.lmdb'), init=str(files('histoxplaining')/'models'/'colon-64'),
+            kimg=a.kimg, ae_kimg=.4 * a.kimg, warm_kimg=2, snap_kimg=2, kl_ramp=.25, feat_swap=.25, l1_weight=2.)
         train(cfg, run, clfs['gland'], ckpt=run if done else None)
     ex = Explainer.from_run(run)
     ex.refer(stores['gland'].train, len(stores['gland']))
@@ -107,18 +115,27 @@ def main():
             translators[k] = translator(root, k, RunDir(run), stores['gland'], clf, a.translator_kimg)
     say('reader')
     reader = accustomed(ex)
-    out = dict(tiles=a.tiles, size=SIZE, p=a.p, hold=a.hold, seed=a.seed, nimg=ex.card['nimg'], n=a.n, accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, crosstalk=crosstalk(ex, reader, a.n), audits=[], failed={}, sanity={}, shortcuts=[])
-    print('read where only ... is changed:', {g: {k: v for k, v in moved.items() if k in GROUPS or abs(v) > .3} for g, moved in out['crosstalk'].items()})
+    out = dict(tiles=a.tiles, size=SIZE, p=a.p, hold=a.hold, seed=a.seed, nimg=ex.card['nimg'], n=a.n,
+        accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, crosstalk=crosstalk(ex, reader, a.n),
+        audits=[], failed={}, sanity={}, shortcuts=[])
+    print('read where only ... is changed:', {g: {k: v for k, v in moved.items() if k in GROUPS or abs(v) > .3} for g,
+        moved in out['crosstalk'].items()})
     for m in filter(None, a.methods.split(',')):
         name, _, layout = m.partition('+')
         for k, clf in clfs.items():
             say(f'{m}, {k}')
             ex.translator = translators.get(k)
-            try: table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n, method=name, space='w+layout' if layout else 'w', p=a.p, hold=tuple(h for h in a.hold.split(',') if h), reader=reader, factors=True, readable=-1 if a.all else READABLE,
+            try:
+                table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n,
+                    method=name, space='w+layout' if layout else 'w', p=a.p,
+                    hold=tuple(h for h in a.hold.split(',') if h), reader=reader, factors=True,
+                    readable=-1 if a.all else READABLE,
                 question=a.question, closeness=a.closeness, seed=1000 + a.seed)
             except HxError as e: out['failed'][f'{m}, {k}'] = str(e); print(e); continue
             print(table.table())
-            out['audits'] += [dict(method=m, classifier=k, **{x: _plain(r.record).get(x) for x in ('metric', 'class', 'value', 'interval', 'verdict', 'answered', 'cause', 'p', 'reader_r', 'unread')}) for r in table]
+            out['audits'] += [dict(method=m, classifier=k,
+                **{x: _plain(r.record).get(x) for x in ('metric', 'class', 'value', 'interval', 'verdict', 'answered',
+                'cause', 'p', 'reader_r', 'unread')}) for r in table]
     say('sanity')
     held = stores['gland'].val
     some, shuffled = [held[i][0] for i in range(0, len(held), max(len(held) // 48, 1))], stores['gland']
@@ -127,12 +144,15 @@ def main():
         pics, labels = zip(*(shuffled[i] for i in range(len(shuffled))))
         store(root, 'permuted', pics, np.random.default_rng(0).permutation(labels), SIZE)
     permuted = classifier(root, 'permuted', TileStore(root/'permuted.lmdb'))
-    for name, others in dict(trained_again=[again], other_cause=[clfs['stain']], permuted_labels=[permuted], permuted_weights=[randomised(clfs['gland'], k) for k in range(5)]).items():
+    for name, others in dict(trained_again=[again], other_cause=[clfs['stain']], permuted_labels=[permuted],
+            permuted_weights=[randomised(clfs['gland'], k) for k in range(5)]).items():
         found = []
         for other in others:
             try: found.append(edit_similarity(ex, some, None, other))
             except HxError as e: out['failed'][f'sanity, {name}'] = str(e)
-        if found: out['sanity'][name] = {k: v for k, v in _plain(found[0].record).items() if k != 'interval'} | dict(value=float(np.mean(found)), each=[float(v) for v in found])
+        if found:
+            out['sanity'][name] = {k: v for k, v in _plain(found[0].record).items()
+                if k != 'interval'} | dict(value=float(np.mean(found)), each=[float(v) for v in found])
     print({k: round(v['value'], 3) for k, v in out['sanity'].items()})
     say('shortcuts')
     for k, clf in clfs.items():
@@ -141,7 +161,9 @@ def main():
         print(table.table())
     out['seconds'] = round(time.time() - begin)
     if a.out: write_json(a.out, out)
-    print(json.dumps({k: out[k] for k in ('accuracy', 'failed', 'seconds')} | {'moved': {f"{r['classifier']}, {r['method']}": round(r['value'], 3) for r in out['audits'] if r['metric'] == r['cause'] and r['class'].startswith('explanation')}}))
+    print(json.dumps({k: out[k] for k in ('accuracy', 'failed', 'seconds')} |
+        {'moved': {f"{r['classifier']}, {r['method']}": round(r['value'], 3) for r in out['audits']
+        if r['metric'] == r['cause'] and r['class'].startswith('explanation')}}))
 
 
 if __name__ == '__main__': main()

@@ -39,10 +39,13 @@ def main():
         ms[name] = {}
         for q in (0, .2, .6, 1):
             aug = Augment(name, q)
-            ms[name][q] = [round(milliseconds(f, runs), 1) for f in (lambda i: aug(x, 0, 'b', i), lambda i: torch.autograd.grad(aug(leaf, 0, 'b', i).sum(), leaf), lambda i: r1(aug, i))]
+            ms[name][q] = [round(milliseconds(f, runs), 1)
+                for f in (lambda i: aug(x, 0, 'b', i), lambda i: torch.autograd.grad(aug(leaf, 0, 'b', i).sum(), leaf),
+                lambda i: r1(aug, i))]
         print(f'{name:8s}' + ''.join(f'{t:16.1f}{f:8.1f}{r:8.1f}' for t, f, r in ms[name].values()))
     unit = (before + unit_seconds(runs)) / 2
-    print(json.dumps({'unit_ms': round(1000 * unit, 1), 'ms': ms, 'share': {k: round(sum(v[.6][:2]) / 1000 / unit, 3) for k, v in ms.items()}}))
+    print(json.dumps({'unit_ms': round(1000 * unit, 1), 'ms': ms,
+        'share': {k: round(sum(v[.6][:2]) / 1000 / unit, 3) for k, v in ms.items()}}))
 
 
 if __name__ == '__main__': main()

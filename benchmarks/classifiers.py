@@ -29,24 +29,32 @@ def main():
         if a.quick:
             from histoxplaining.sources import open_source
             table, items = Path(tmp)/'some.csv', open_source(a.source, a.classes.split(',')).items[::8]
-            table.write_text('\n'.join(['path,label', *(f'{Path(a.source).resolve()/i.name},{i.label}' for i in items)]))
+            table.write_text('\n'.join(['path,label',
+                *(f'{Path(a.source).resolve()/i.name},{i.label}' for i in items)]))
             store = TileStore.create(table, Path(tmp)/'q.lmdb', size=a.size, classes=a.classes.split(','), seed=a.seed)
         rows = []
         for by in ('pseudo_slide', 'random'):
             val = store.split(by)[1]
             for robust in (False, True):
                 t = time.time()
-                clf = train_classifier(store, stain_jitter=robust, split_by=by, epochs=1 if a.quick else a.epochs, seed=a.seed, callback=print)
+                clf = train_classifier(store, stain_jitter=robust, split_by=by, epochs=1 if a.quick else a.epochs,
+                    seed=a.seed, callback=print)
                 v, d = clf.report['val'], stain_dependence(clf, val)
-                rows.append(dict(classifier='stain-robust' if robust else 'plain', split=by, n=v['n'], accuracy=v['accuracy'], auc=v['auc'], ece_raw=v['ece_raw'], ece=v['ece'],
-                    flips=d['flips'], accuracy_restained=d['accuracy'], flips_same=d['flips_same'], r2=d['r2'], temperature=clf.temperature, epochs=len(clf.report['history']), seconds=round(time.time() - t)))
+                rows.append(dict(classifier='stain-robust' if robust else 'plain', split=by, n=v['n'],
+                    accuracy=v['accuracy'], auc=v['auc'], ece_raw=v['ece_raw'], ece=v['ece'],
+                    flips=d['flips'], accuracy_restained=d['accuracy'], flips_same=d['flips_same'], r2=d['r2'],
+                        temperature=clf.temperature, epochs=len(clf.report['history']), seconds=round(time.time() - t)))
                 print(json.dumps(rows[-1]), flush=True)
                 if a.save: clf.save(Path(a.save)/f"{rows[-1]['classifier']}_{by}.safetensors")
-            for name, r in (('RGB moments, linear', clf.report['rgb']), ('RGB moments, trees', clf.report['rgb']['trees'])):
-                rows.append(dict(classifier=name, split=by, n=r['n'], accuracy=r['accuracy'], auc=r['auc'], ece=r['ece']))
+            for name, r in (('RGB moments, linear', clf.report['rgb']),
+                    ('RGB moments, trees', clf.report['rgb']['trees'])):
+                rows.append(dict(classifier=name, split=by, n=r['n'], accuracy=r['accuracy'], auc=r['auc'],
+                    ece=r['ece']))
         out = dict(counts=store.counts, size=store.size, seed=a.seed, epochs=1 if a.quick else a.epochs, rows=rows)
     print('\n| classifier | split | ' + ' | '.join(FIGURES) + ' |')
-    for r in rows: print(f"| {r['classifier']} | {r['split']} | " + ' | '.join('' if r.get(k) is None else f'{r[k]:.3f}' for k in FIGURES) + ' |')
+    for r in rows:
+        print(f"| {r['classifier']} | {r['split']} | " +
+            ' | '.join('' if r.get(k) is None else f'{r[k]:.3f}' for k in FIGURES) + ' |')
     if a.out: write_json(a.out, (read_json(a.out) if Path(a.out).exists() else []) + [out])
     print(json.dumps(out))
 

@@ -33,17 +33,21 @@ def timed(f, runs):
 
 @torch.no_grad()
 def stages(size, batch, runs, channel_base=16384, channel_max=512):
-    "Seconds of each stage for networks of random weights, and of the fixed work of one explanation: encode, three low-resolution searches, render, classify."
+    """Seconds of each stage for networks of random weights, and of the fixed work of one explanation: encode, three
+    low-resolution searches, render, classify."""
     torch.manual_seed(0)
     kw = dict(channel_base=channel_base, channel_max=channel_max, feat_channels=8, feat_res=min(size // 4, 32))
     G = Generator(size, 2, **kw)
-    E, clf = Encoder(size, G.num_ws, **kw), Classifier(backbone('tf_efficientnet_lite0', 2, pretrained=False), ('a', 'b'), size)
+    E, clf = Encoder(size, G.num_ws, **kw), Classifier(backbone('tf_efficientnet_lite0', 2, pretrained=False),
+        ('a', 'b'), size)
     ex = Explainer(G, E, clf, dict(classes=('a', 'b'), name='random'))
     x = torch.rand(batch, 3, size, size) * 2 - 1
     w, feat = ex.encode(x)
-    low = max(size // 8, min(size // 4, 32))                             # the smallest picture that has the layout in it
+    # the smallest picture that has the layout in it
+    low = max(size // 8, min(size // 4, 32))
     small = lambda: resize_batch(ex.generate(w, feat, res=low), size)
-    out = dict(encode=timed(lambda: ex.encode(x), runs), render=timed(lambda: ex.generate(w, feat), runs), classify=timed(lambda: ex.classify(x), runs), low=timed(lambda: ex.classify(small()), runs))
+    out = dict(encode=timed(lambda: ex.encode(x), runs), render=timed(lambda: ex.generate(w, feat), runs),
+        classify=timed(lambda: ex.classify(x), runs), low=timed(lambda: ex.classify(small()), runs))
     def work():
         w, feat = ex.encode(x)
         for _ in range(3): ex.classify(resize_batch(ex.generate(w, feat, res=low), size))
@@ -53,18 +57,22 @@ def stages(size, batch, runs, channel_base=16384, channel_max=512):
 
 def small_model(folder, quick):
     "A model to measure on where none is given."
-    store = TileStore.create(write_folder(folder/'tiles', 160 if quick else 600, 32, seed=0), folder/'tiles.lmdb', size=32)
+    store = TileStore.create(write_folder(folder/'tiles', 160 if quick else 600, 32, seed=0), folder/'tiles.lmdb',
+        size=32)
     clf = train_classifier(store, arch='resnet10t', pretrained=False, epochs=2)
-    train(TrainConfig(data=str(store.path), arch='autoencoder', kimg=2 if quick else 20, channel_base=1024, channel_max=64, snap_kimg=100), output=folder/'run', classifier=clf, quiet=True)
+    train(TrainConfig(data=str(store.path), arch='autoencoder', kimg=2 if quick else 20, channel_base=1024,
+        channel_max=64, snap_kimg=100), output=folder/'run', classifier=clf, quiet=True)
     return Explainer.from_run(folder/'run'), store
 
 
 def on_a_model(ex, store, n, runs, steps):
-    "Multiple of the floor at batch 32, and flips of direction and optimisation among the tiles that can be asked about."
+    """Multiple of the floor at batch 32, and flips of direction and optimisation among the tiles that can be asked
+    about."""
     val = store.val if len(store.val) else store
     per = [np.flatnonzero(val.labels == c)[:n] for c in range(len(val.classes))]
     tiles = np.stack([val[int(i)][0] for i in np.concatenate(per)])
-    cfs = explain(ex, tiles, 'next', method='direction')                        # the directions are found here: the model's cost, not a tile's
+    # the directions are found here: the model's cost, not a tile's
+    cfs = explain(ex, tiles, 'next', method='direction')
     asked = [i for i, c in enumerate(cfs) if c.success or 'stays below' in c.reason or 'limit' in c.reason]
     x = np.resize(tiles[asked], (32, *tiles.shape[1:]))
     with torch.no_grad():
@@ -72,14 +80,20 @@ def on_a_model(ex, store, n, runs, steps):
         floor = timed(lambda: (ex.encode(x), ex.classify(ex.generate(w, feat))), runs)
     found = [cfs[i] for i in asked]
     index = lambda name: ex.classes.index(name)
-    q = Question(ex, ex.classifier, tiles[asked], np.stack([c.reconstruction for c in found]), np.array([index(c.source) for c in found]), np.array([index(c.target) for c in found]), .9, None, None, steps=steps)
+    q = Question(ex, ex.classifier, tiles[asked], np.stack([c.reconstruction for c in found]),
+        np.array([index(c.source) for c in found]), np.array([index(c.target) for c in found]), .9, None, None,
+        steps=steps)
     begin = time.perf_counter()
     best = optimised(q)
-    alone = [i for i, c in enumerate(explain(ex, x)) if not c.refined]              # tiles whose reconstruction is judged as they are
+    # tiles whose reconstruction is judged as they are
+    alone = [i for i, c in enumerate(explain(ex, x)) if not c.refined]
     plain = np.resize(x[alone], x.shape)
-    return dict(times_floor_b32=timed(lambda: explain(ex, plain, 'next'), runs) / floor, times_floor_refined=timed(lambda: explain(ex, x, 'next'), runs) / floor, refined=1 - len(alone) / len(x),
-                times_floor_direction=timed(lambda: explain(ex, x, 'next', method='direction', refine=0), runs) / floor, floor_per_tile=floor / 32, n=len(asked), abstained=len(cfs) - len(asked),
-                flip_direction=float(np.mean([c.success for c in found])), flip_optimised=float(best.found.mean()), optimised_per_tile=(time.perf_counter() - begin) / len(asked),
+    return dict(times_floor_b32=timed(lambda: explain(ex, plain, 'next'), runs) / floor,
+        times_floor_refined=timed(lambda: explain(ex, x, 'next'), runs) / floor, refined=1 - len(alone) / len(x),
+                times_floor_direction=timed(lambda: explain(ex, x, 'next', method='direction', refine=0), runs) / floor,
+                    floor_per_tile=floor / 32, n=len(asked), abstained=len(cfs) - len(asked),
+                flip_direction=float(np.mean([c.success for c in found])), flip_optimised=float(best.found.mean()),
+                    optimised_per_tile=(time.perf_counter() - begin) / len(asked),
                 flip_auto=float(np.mean([c.success for c in explain(ex, tiles[asked], 'next')])))
 
 
@@ -90,16 +104,20 @@ def main():
     p.add_argument('--n', type=int, default=32, help='held-out tiles per class')
     p.add_argument('--steps', type=int, default=300, help='of the optimisation, at most')
     p.add_argument('--threads', type=int, default=os.cpu_count())
-    p.add_argument('--quick', action='store_true', help='fewer repetitions and tiles, no stages at batch 32 above 64 px')
+    p.add_argument('--quick', action='store_true',
+        help='fewer repetitions and tiles, no stages at batch 32 above 64 px')
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     runs = 3 if a.quick else 7
-    print(f'{a.threads} thread(s)\n| px | batch | encode | render | classify | low search | floor | fixed work | times floor |\n|---|---|---|---|---|---|---|---|---|')
+    print(f'{a.threads} thread(s)\n| px | batch | encode | render | classify | low search | floor | fixed work | times '
+        f'floor |\n|---|---|---|---|---|---|---|---|---|')
     for size in (64, 128, 256):
         for batch in (1, 32):
             if batch == 32 and size > 64 and a.quick: continue
             s = stages(size, batch, runs if batch == 1 else 1 if size == 256 else 3)
-            print(f'| {size} | {batch} | ' + ' | '.join(f'{s[k]:.3f} s' for k in ('encode', 'render', 'classify', 'low', 'floor', 'fixed')) + f' | {s["fixed"] / s["floor"]:.2f} |', flush=True)
+            print(f'| {size} | {batch} | ' + ' | '.join(f'{s[k]:.3f} s'
+                for k in ('encode', 'render', 'classify', 'low', 'floor', 'fixed')) +
+                f' | {s["fixed"] / s["floor"]:.2f} |', flush=True)
             if (size, batch) == (256, 1): seconds = s['fixed']
     with tempfile.TemporaryDirectory() as tmp:
         if a.model:
@@ -109,6 +127,9 @@ def main():
         else: ex, store = small_model(Path(tmp), a.quick)
         m = on_a_model(ex, store, min(a.n, 16) if a.quick else a.n, 3, a.steps)
     print(f'\n{ex}\n' + '\n'.join(f'{k}: {v:.4g}' for k, v in m.items()))
-    print(json.dumps({k: round(v, 4) for k, v in dict(times_floor_b32=m['times_floor_b32'], times_floor_refined=m['times_floor_refined'], refined=m['refined'], times_floor_direction=m['times_floor_direction'], seconds_256_b1=seconds, flip_direction=m['flip_direction'], flip_optimised=m['flip_optimised']).items()}))
+    print(json.dumps({k: round(v, 4) for k, v in dict(times_floor_b32=m['times_floor_b32'],
+        times_floor_refined=m['times_floor_refined'], refined=m['refined'],
+        times_floor_direction=m['times_floor_direction'], seconds_256_b1=seconds, flip_direction=m['flip_direction'],
+        flip_optimised=m['flip_optimised']).items()}))
 
 if __name__ == '__main__': main()

@@ -38,13 +38,16 @@ def add(table, other, name):
 
 def plain(results):
     "Figures as JSON has them."
-    return [{k: v for k, v in _plain(m.record).items() if k in ('metric', 'class', 'value', 'interval', 'reasons', 'n', 'n_finite', 'sd', 'batch')} for m in results]
+    return [{k: v for k, v in _plain(m.record).items()
+        if k in ('metric', 'class', 'value', 'interval', 'reasons', 'n', 'n_finite', 'sd', 'batch')} for m in results]
 
 
 def described(oracle, explained):
     "What the oracle is, and whether it learnt from the tiles the explained classifier learnt from."
     r = oracle.report
-    return dict(arch=oracle.arch, explained=explained.arch, accuracy=r['val']['accuracy'], n=r['val']['n'], split_by=r['tiles']['split_by'], same_training_tiles=r['tiles']['hash'] == explained.report.get('tiles', {}).get('hash'),
+    return dict(arch=oracle.arch, explained=explained.arch, accuracy=r['val']['accuracy'], n=r['val']['n'],
+        split_by=r['tiles']['split_by'], same_training_tiles=r['tiles']['hash'] == explained.report.get('tiles',
+        {}).get('hash'),
         **{k: r.get(k) for k in ('pretrained', 'stain_jitter', 'seed', 'epochs')})
 
 
@@ -65,7 +68,8 @@ def main():
     p.add_argument('--views', type=int, default=1, help='dihedral views in whose mean p must hold too')
     p.add_argument('--hold', default='stain', help="comma-separated; '' holds nothing")
     p.add_argument('--space', default='w', help="'w', 's' or 'w+layout'")
-    p.add_argument('--layout', default='', help='comma-separated methods that are also asked with the layout, on a quarter of the tiles')
+    p.add_argument('--layout', default='',
+        help='comma-separated methods that are also asked with the layout, on a quarter of the tiles')
     p.add_argument('--demands', action='store_true', help='what the demands cost the first method')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out')
@@ -76,39 +80,53 @@ def main():
     store = TileStore(a.store) if a.store else ex.store()
     if ex.reference is None: ex.refer(store.train)
     clf = Classifier.load(a.classifier) if a.classifier else None
-    if a.train_oracle and not Path(a.oracle).exists(): train_oracle(store, clf or ex.classifier, arch=a.train_oracle).save(a.oracle)
+    if a.train_oracle and not Path(a.oracle).exists():
+        train_oracle(store, clf or ex.classifier, arch=a.train_oracle).save(a.oracle)
     oracle = Classifier.load(a.oracle) if a.oracle else None
     say = lambda name: print(f'[{time.time() - begin:4.0f} s] {name}', flush=True)
     hold, methods = tuple(h for h in a.hold.split(',') if h), a.methods and a.methods.split(',')
     layout = [m for m in a.layout.split(',') if m]
-    if unknown := [m for m in layout if m not in ('auto', *all_methods())]: raise SystemExit(f'--layout {unknown[0]}: expected some of {", ".join(all_methods())}')
-    asked = dict(classifier=clf, oracle=oracle, store=store, steps=a.steps, views=a.views, ask=a.ask or .9, hold=hold, seed=a.seed, callback=say)
-    table = evaluate(ex, methods=methods, controls=[c for c in a.controls.split(',') if c], n=a.n, alternatives=a.alternatives, space=a.space, **asked)
-    for name in layout: add(table, evaluate(ex, methods=name, controls=[], n=max(a.n // 4, 1), space='w+layout', **asked), f'{name}, with layout')
+    if unknown := [m for m in layout if m not in ('auto', *all_methods())]:
+        raise SystemExit(f'--layout {unknown[0]}: expected some of {", ".join(all_methods())}')
+    asked = dict(classifier=clf, oracle=oracle, store=store, steps=a.steps, views=a.views, ask=a.ask or .9, hold=hold,
+        seed=a.seed, callback=say)
+    table = evaluate(ex, methods=methods, controls=[c for c in a.controls.split(',') if c], n=a.n,
+        alternatives=a.alternatives, space=a.space, **asked)
+    for name in layout:
+        add(table, evaluate(ex, methods=name, controls=[], n=max(a.n // 4, 1), space='w+layout', **asked),
+            f'{name}, with layout')
     for name, why in table.skipped.items(): print(f'{name}: {why}')
     print(table.table())
-    out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size, fingerprint=fingerprint(ex.G)), classes=list(ex.classes), n=a.n, ask=a.ask or .9, hold=a.hold, space=a.space, views=a.views, seed=a.seed, threads=1,
+    out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size, fingerprint=fingerprint(ex.G)),
+        classes=list(ex.classes), n=a.n, ask=a.ask or .9, hold=a.hold, space=a.space, views=a.views, seed=a.seed,
+        threads=1,
         oracle=None if oracle is None else described(oracle, clf or ex.classifier),
         skipped=table.skipped, figures=plain(table))
     if oracle is not None:
         answered = [m for m in table.pairs if table.pairs[m].found.any()]
         out['risk'] = {m: {'holds in other views': curve(table, m, table.values('p_views', m))} for m in answered}
         for m in answered:
-            if (s := table.pairs[m].step) is not None and np.isfinite(s).any(): out['risk'][m]['small edit'] = curve(table, m, -s)
+            if (s := table.pairs[m].step) is not None and np.isfinite(s).any():
+                out['risk'][m]['small edit'] = curve(table, m, -s)
     if a.demands:
         first = methods[0] if methods else 'direction'
         kinds = {'smallest': dict(ask=.9, views=1), 'nothing held': dict(hold=())}
-        out['others'] = {k: {**{n: v for n, v in (asked | kw).items() if n in ('ask', 'views', 'hold')}, 'figures': plain(evaluate(ex, methods=first, controls=[], n=a.n, space=a.space, **asked | kw))} for k, kw in kinds.items()}
+        out['others'] = {k: {**{n: v for n, v in (asked | kw).items() if n in ('ask', 'views', 'hold')},
+            'figures': plain(evaluate(ex, methods=first, controls=[], n=a.n, space=a.space, **asked | kw))} for k,
+            kw in kinds.items()}
     if a.shortcuts:
         out['shortcuts'] = {}
         for name, path in (v.split('=') for v in a.shortcuts):
             say(f'shortcuts of {name}')
-            out['shortcuts'][name] = [_plain(m.record) for m in shortcut_report(Classifier.load(path), store.val, explainer=ex, name=name, seed=a.seed)]
+            out['shortcuts'][name] = [_plain(m.record)
+                for m in shortcut_report(Classifier.load(path), store.val, explainer=ex, name=name, seed=a.seed)]
     out['seconds'] = round(time.time() - begin)
     if a.out: write_json(a.out, out)
     first = next(iter(table.pairs))
-    get = lambda k: next((round(float(m), 4) for m in table if m.record['metric'] == k and m.record['class'] == first), None)
-    print(json.dumps({k: get(k) for k in ('answered', 'flip_0.5', 'flip_0.9', 'flip_0.9_views', 'oracle', 'area')} | dict(method=first, n=a.n, seconds=out['seconds'])))
+    get = lambda k: next((round(float(m), 4) for m in table if m.record['metric'] == k and m.record['class'] == first),
+        None)
+    print(json.dumps({k: get(k) for k in ('answered', 'flip_0.5', 'flip_0.9', 'flip_0.9_views', 'oracle', 'area')} |
+        dict(method=first, n=a.n, seconds=out['seconds'])))
 
 
 if __name__ == '__main__': main()

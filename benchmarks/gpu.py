@@ -13,15 +13,18 @@ from histoxplaining.backbones import backbone
 from histoxplaining.features import perceptual
 from histoxplaining.training_step import TrainConfig, TrainState, resolve, train_step
 
-FORMS = {'float32': dict(num_fp16_res=0), 'tf32': dict(num_fp16_res=0), 'float16': dict(num_fp16_res=4), 'float16+compile': dict(num_fp16_res=4)}
+FORMS = {'float32': dict(num_fp16_res=0), 'tf32': dict(num_fp16_res=0), 'float16': dict(num_fp16_res=4),
+    'float16+compile': dict(num_fp16_res=4)}
 
 
 def speed(form, size, batch, steps, classes, device):
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = form != 'float32'
     names = tuple(f'class {k}' for k in range(classes))
-    clf = Classifier(backbone('tf_efficientnet_lite0@16', classes), names, size, arch='tf_efficientnet_lite0@16').frozen().to(device)
-    cfg = resolve(TrainConfig(data='', arch='StyleEx', kimg=1000, batch=batch, ae_kimg=.001, device=device, channel_base=4096, channel_max=256, **FORMS[form]), size)
+    clf = Classifier(backbone('tf_efficientnet_lite0@16', classes), names, size,
+        arch='tf_efficientnet_lite0@16').frozen().to(device)
+    cfg = resolve(TrainConfig(data='', arch='StyleEx', kimg=1000, batch=batch, ae_kimg=.001, device=device,
+        channel_base=4096, channel_max=256, **FORMS[form]), size)
     st, dist = TrainState(cfg, classes), perceptual(cfg.perceptual).to(device)
     st.nimg = 1024                                                     # past the autoencoder's time
     if 'compile' in form: st.P.net = torch.compile(st.P.net)
@@ -36,8 +39,10 @@ def speed(form, size, batch, steps, classes, device):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--device', default='cuda'); p.add_argument('--sizes', default='64,128,256'); p.add_argument('--batch', type=int, default=64)
-    p.add_argument('--steps', type=int, default=30); p.add_argument('--classes', type=int, default=5); p.add_argument('--forms', default=','.join(FORMS))
+    p.add_argument('--device', default='cuda'); p.add_argument('--sizes',
+        default='64,128,256'); p.add_argument('--batch', type=int, default=64)
+    p.add_argument('--steps', type=int, default=30); p.add_argument('--classes', type=int,
+        default=5); p.add_argument('--forms', default=','.join(FORMS))
     a, out = p.parse_args(), {}
     print(torch.cuda.get_device_name() if a.device != 'cpu' else 'CPU')
     for size in map(int, a.sizes.split(',')):

@@ -12,7 +12,8 @@ from histoxplaining.metrics import frechet_distance
 
 def by_torch_fidelity(a, b):
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    return fid_statistics_to_metric(*(fid_features_to_statistics(torch.from_numpy(v)) for v in (a, b)), False)['frechet_inception_distance']
+    return fid_statistics_to_metric(*(fid_features_to_statistics(torch.from_numpy(v)) for v in (a, b)),
+        False)['frechet_inception_distance']
 
 
 def by_scipy(a, b):
@@ -42,8 +43,10 @@ def main():
             times[name] = min(took)
             print(f'{name:16} {times[name]:8.2f} s   {values[name]:.8f}', flush=True)
     ratio = {k: round(times[k] / times['ours'], 2) for k in ('torch-fidelity', 'scipy')}
-    print(json.dumps({'ratio_distance': min(ratio.values()), 'ratio_torch_fidelity': ratio['torch-fidelity'], 'ratio_scipy': ratio['scipy'],
-                      'rel_error': max(abs(values[k] / values['ours'] - 1) for k in ('torch-fidelity', 'scipy')), 'n': n, 'd': d, 'threads': a.threads}))
+    print(json.dumps({'ratio_distance': min(ratio.values()), 'ratio_torch_fidelity': ratio['torch-fidelity'],
+        'ratio_scipy': ratio['scipy'],
+                      'rel_error': max(abs(values[k] / values['ours'] - 1) for k in ('torch-fidelity', 'scipy')),
+                          'n': n, 'd': d, 'threads': a.threads}))
 
 
 if __name__ == '__main__': main()

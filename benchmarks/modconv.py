@@ -29,7 +29,8 @@ def main():
     p.add_argument('--threads', type=int, default=2)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    forms = [('scaled', False, torch.contiguous_format), ('scaled nhwc', False, torch.channels_last), ('grouped', True, torch.contiguous_format)]
+    forms = [('scaled', False, torch.contiguous_format), ('scaled nhwc', False, torch.channels_last),
+        ('grouped', True, torch.contiguous_format)]
     best, total = {}, {n: 0. for n, *_ in forms}
     f = setup_filter(RESAMPLE).to(a.device)
     for size in ([64] if a.quick else NETS):
@@ -43,13 +44,16 @@ def main():
                         x = torch.randn(n, i, r, r, device=a.device).to(memory_format=mem).requires_grad_()
                         w = torch.randn(o, i, 3, 3, device=a.device).requires_grad_()
                         s = torch.randn(n, i, device=a.device).requires_grad_()
-                        fn = lambda: torch.autograd.grad(modulated_conv2d(x, w, s, f, up=up, grouped=grouped).sum(), [x, w, s])
+                        fn = lambda: torch.autograd.grad(modulated_conv2d(x, w, s, f, up=up, grouped=grouped).sum(),
+                            [x, w, s])
                         times[name] = min(times.get(name, 9e9), seconds(fn, 3 if a.quick else 7))
                 for k, t in times.items(): total[k] += t
                 win = min(times, key=times.get)
                 best[f'{size}px b{n} {i}->{o} {r}{"x2" if up == 2 else ""}'] = win
-                print(f'{i:4} -> {o:4} at {r:3}{" up" if up == 2 else "   "}  ' + '  '.join(f'{1000 * t:8.2f} ({t / times["scaled"]:.2f})' for t in times.values()) + f'  {win}')
-    print(json.dumps({'best': {k: list(best.values()).count(k) for k in total}, 'total_ratio': {k: round(t / total['scaled'], 3) for k, t in total.items()}}))
+                print(f'{i:4} -> {o:4} at {r:3}{" up" if up == 2 else "   "}  ' +
+                    '  '.join(f'{1000 * t:8.2f} ({t / times["scaled"]:.2f})' for t in times.values()) + f'  {win}')
+    print(json.dumps({'best': {k: list(best.values()).count(k) for k in total},
+        'total_ratio': {k: round(t / total['scaled'], 3) for k, t in total.items()}}))
 
 
 if __name__ == '__main__': main()

@@ -17,7 +17,8 @@ def recorded(size):
     calls, real = {}, (ops.upfirdn2d, ops.bias_act)
     def note(name, fn):
         def wrapped(x, *a, **k):
-            plain = tuple((i, tuple(v.shape) if isinstance(v, torch.Tensor) else v) for i, v in (*enumerate(a), *k.items()))
+            plain = tuple((i, tuple(v.shape) if isinstance(v, torch.Tensor) else v) for i,
+                v in (*enumerate(a), *k.items()))
             calls[name, tuple(x.shape), plain] = calls.get((name, tuple(x.shape), plain), 0) + 1
             return fn(x, *a, **k)
         return wrapped
@@ -48,7 +49,8 @@ def seconds(fn, runs):
 
 
 def pair(call, device, runs):
-    "Ratios of one call: forward, and forward with backward; the native time of the latter; whether native code is what a network gets here."
+    """Ratios of one call: forward, and forward with backward; the native time of the latter; whether native code is
+    what a network gets here."""
     name, shape, args = call
     build = lambda v: torch.randn(v, device=device) if isinstance(v, tuple) and len(v) == 1 else v
     pos, kw = [v for i, v in args if isinstance(i, int)], {i: v for i, v in args if isinstance(i, str)}
@@ -66,9 +68,11 @@ def pair(call, device, runs):
     forward()
     ops._run_bias_act, chosen = run, bool(used) or name == 'upfirdn2d'
     out, use, ops.FORCE = {}, ops._use, True
-    for side in ('native', 'reference', 'native', 'reference'):            # twice each, alternating; the better median counts
+    # twice each, alternating; the better median counts
+    for side in ('native', 'reference', 'native', 'reference'):
         ops._use = use if side == 'native' else (lambda x: None)
-        out[side] = [min(a, b) for a, b in zip(out.get(side, (9e9, 9e9)), (seconds(forward, runs), seconds(both, runs)))]
+        out[side] = [min(a, b) for a, b in zip(out.get(side, (9e9, 9e9)),
+            (seconds(forward, runs), seconds(both, runs)))]
     ops._use, ops.FORCE = use, False
     return *[r / n for r, n in zip(out['reference'], out['native'])], out['native'][1], chosen
 
@@ -81,18 +85,23 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     ops.FORCE = False
-    if ops.backend(a.device)[0] != 'native': raise SystemExit(f'no native operators on {a.device}: {ops.backend(a.device)[1]}')
+    if ops.backend(a.device)[0] != 'native':
+        raise SystemExit(f'no native operators on {a.device}: {ops.backend(a.device)[1]}')
     rows = []
     for size in ([64] if a.quick else NETS):
-        print(f'\n{size} px, channel_base {NETS[size][0]}, channel_max {NETS[size][1]}, batch {NETS[size][2]}\n{"op":10} {"shape":22} {"what":34} forward  fwd+bwd   native ms')
+        print(f'\n{size} px, channel_base {NETS[size][0]}, channel_max {NETS[size][1]}, batch '
+            f'{NETS[size][2]}\n{"op":10} {"shape":22} {"what":34} forward  fwd+bwd   native ms')
         for call, n in sorted(recorded(size).items(), key=lambda c: (c[0][0], -c[0][1][-1], str(c[0]))):
             what = ' '.join(f'{k} {v}' for k, v in call[2] if isinstance(k, str) and v is not None)
             fwd, both, t, chosen = pair(call, a.device, 7 if a.quick else 15)
             rows.append((fwd, both, chosen))
-            print(f'{call[0]:10} {"x".join(map(str, call[1])):22} {what[:34]:34} {fwd:7.2f} {both:8.2f} {1000 * t:11.3f}{"" if chosen else "   (not chosen: PyTorch does it)"}', flush=True)
+            print(f'{call[0]:10} {"x".join(map(str, call[1])):22} {what[:34]:34} {fwd:7.2f} {both:8.2f} '
+                f'{1000 * t:11.3f}{"" if chosen else "   (not chosen: PyTorch does it)"}', flush=True)
     flat = [r for *row, chosen in rows if chosen for r in row]
-    print(f'\nworst and median ratio are over the {sum(r[2] for r in rows)} of {len(rows)} shapes at which native code is chosen')
-    print(json.dumps({'worst_ratio': round(min(flat), 3), 'median_ratio': round(statistics.median(flat), 3), 'backend': ' '.join((a.device, *ops.backend(a.device)))}))
+    print(f'\nworst and median ratio are over the {sum(r[2] for r in rows)} of {len(rows)} shapes at which native code '
+        f'is chosen')
+    print(json.dumps({'worst_ratio': round(min(flat), 3), 'median_ratio': round(statistics.median(flat), 3),
+        'backend': ' '.join((a.device, *ops.backend(a.device)))}))
 
 
 if __name__ == '__main__': main()

@@ -13,13 +13,15 @@ from histoxplaining.explainer import model_folder
 from histoxplaining.sources import lmdb_value
 from histoxplaining.files import find_weights, load_meta, load_tensors, save_tensors
 
-WHEELS = 'fastcore fastprogress lmdb safetensors ninja'.split()   # what a machine with PyTorch, timm and torchmetrics may lack
+# what a machine with PyTorch, timm and torchmetrics may lack
+WHEELS = 'fastcore fastprogress lmdb safetensors ninja'.split()
 WEIGHTS = [['tf_efficientnet_lite0_imagenet.safetensors'], ['alexnet_imagenet_features.safetensors']]
 
 
 def webp(img, quality):
     b = io.BytesIO()
-    Image.fromarray(img).save(b, format='WEBP', quality=quality, method=4)     # at equal bytes a third nearer to the tile than JPEG
+    # at equal bytes a third nearer to the tile than JPEG
+    Image.fromarray(img).save(b, format='WEBP', quality=quality, method=4)
     return b.getvalue()
 
 
@@ -44,9 +46,11 @@ def tiles(store, out, limit):
             off += np.abs(np.asarray(Image.open(io.BytesIO(data)).convert('RGB')).astype(int) - img).mean() / len(keep)
             txn.put(b'tile/%08d' % k, data)
         for key in (b'labels', b'split', b'moments', b'pseudo', b'groups'):
-            if (raw := lmdb_value(store.path, key)) is not None: txn.put(key, np.frombuffer(raw, np.uint8).reshape(len(store), -1)[keep].tobytes())
+            if (raw := lmdb_value(store.path, key)) is not None:
+                txn.put(key, np.frombuffer(raw, np.uint8).reshape(len(store), -1)[keep].tobytes())
         labels = store.labels[keep]
-        manifest = store.manifest | dict(encoding=f'WEBP, quality {quality}', loss=round(float(off), 3), counts={c: int((labels == y).sum()) for y, c in enumerate(store.classes)})
+        manifest = store.manifest | dict(encoding=f'WEBP, quality {quality}', loss=round(float(off), 3),
+            counts={c: int((labels == y).sum()) for y, c in enumerate(store.classes)})
         txn.put(b'names', json.dumps([store.names[i] for i in keep]).encode())
         txn.put(b'manifest', json.dumps(manifest).encode())
     return quality, stride, off
@@ -54,29 +58,35 @@ def tiles(store, out, limit):
 
 def halved(path, out):
     "The same tensors in float16: nothing that matters is lost where a network begins from them."
-    save_tensors(out, {k: v.half() if v.is_floating_point() else v for k, v in load_tensors(path).items()}, load_meta(path) if path.suffix == '.safetensors' else None)
+    save_tensors(out, {k: v.half() if v.is_floating_point() else v for k, v in load_tensors(path).items()},
+        load_meta(path) if path.suffix == '.safetensors' else None)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('store'); p.add_argument('classifier'); p.add_argument('model', help='model folder to train on from, or the name of a packaged model')
-    p.add_argument('--out', type=Path, default=Path('pack')); p.add_argument('--mb', type=float, default=30); p.add_argument('--python', default='3.12')
+    p.add_argument('store'); p.add_argument('classifier'); p.add_argument('model',
+        help='model folder to train on from, or the name of a packaged model')
+    p.add_argument('--out', type=Path, default=Path('pack')); p.add_argument('--mb', type=float,
+        default=30); p.add_argument('--python', default='3.12')
     p.add_argument('--no_wheels', action='store_true')
     a = p.parse_args()
     if a.out.exists(): sys.exit(f'{a.out}: exists already')
     (a.out/'weights').mkdir(parents=True)
     if not a.no_wheels:
-        subprocess.check_call([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', '--python-version', a.python, '-d', str(a.out/'wheels'), *WHEELS])
+        subprocess.check_call([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:',
+            '--python-version', a.python, '-d', str(a.out/'wheels'), *WHEELS])
     for names in WEIGHTS:
         if found := find_weights(names): halved(found, a.out/'weights'/found.name)
     shutil.copy(a.classifier, a.out/'classifier.safetensors')
     (a.out/'model').mkdir()
-    for f in model_folder(a.model).glob('*'):                          # what training starts from; the rest it makes itself
+    # what training starts from; the rest it makes itself
+    for f in model_folder(a.model).glob('*'):
         if f.suffix == '.json': shutil.copy(f, a.out/'model')
         elif f.stem in ('generator', 'encoder', 'classifier'): halved(f, a.out/'model'/f.name)
     quality, stride, off = tiles(TileStore(a.store), a.out/'tiles.lmdb', a.mb * 2**20)
     size = sum(f.stat().st_size for f in a.out.rglob('*') if f.is_file()) / 2**20
-    print(f'{a.out}: {size:.1f} MB; tiles as WebP of quality {quality}, off by {off:.2f} grey levels, {"all" if stride == 1 else f"one in {stride}"}')
+    print(f'{a.out}: {size:.1f} MB; tiles as WebP of quality {quality}, off by {off:.2f} grey levels, '
+        f'{"all" if stride == 1 else f"one in {stride}"}')
 
 
 if __name__ == '__main__': main()

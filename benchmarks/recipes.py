@@ -14,7 +14,8 @@ from histoxplaining.files import write_json
 from histoxplaining.training_step import TrainConfig
 from histoxplaining.training import train
 
-SETTINGS = dict(channel_base=2048, channel_max=128, batch=16, kl_ramp=.1, kl_weight=1., l1_weight=2., feat_swap=.25, metrics_n=1000)
+SETTINGS = dict(channel_base=2048, channel_max=128, batch=16, kl_ramp=.1, kl_weight=1., l1_weight=2., feat_swap=.25,
+    metrics_n=1000)
 RECIPES = {
     'autoencoder, then projected': dict(disc='projected'),
     'autoencoder, then plain':     dict(disc='stylegan2'),
@@ -30,7 +31,8 @@ def trained(path, kimg, clf, **kw):
     if state is None or state['nimg'] < kimg * 1000:
         train(TrainConfig(kimg=kimg, snap_kimg=kimg, **SETTINGS | kw), path, clf, ckpt=path if state else None)
         state = RunDir(path).latest()
-    if state['nimg'] < kimg * 1000: raise SystemExit(f'{path}: stopped at {state["nimg"]} images; the same command goes on')
+    if state['nimg'] < kimg * 1000:
+        raise SystemExit(f'{path}: stopped at {state["nimg"]} images; the same command goes on')
     return state
 
 
@@ -56,9 +58,11 @@ def main():
             alone = 'ae_kimg' in kw
             kimg = a.kimg if alone else a.kimg - a.ae_kimg
             run = a.work/f'r{k}_{seed}'
-            seconds = trained(run, kimg, clf, data=a.store, seed=seed, metrics_kimg=kimg, warm_kimg=.5, **({} if alone else dict(init=str(ae), ae_kimg=0)) | kw)['seconds']
+            seconds = trained(run, kimg, clf, data=a.store, seed=seed, metrics_kimg=kimg, warm_kimg=.5,
+                **({} if alone else dict(init=str(ae), ae_kimg=0)) | kw)['seconds']
             row = [r for r in RunDir(run).read_log() if r.get('snapshot')][-1]
-            rows.append(dict(recipe=name, seed=seed, kimg=a.kimg, seconds=round(seconds + (0 if alone else before)), **{c: round(v, 4) for c, v in row.items() if c.startswith(KEPT)}))
+            rows.append(dict(recipe=name, seed=seed, kimg=a.kimg, seconds=round(seconds + (0 if alone else before)),
+                **{c: round(v, 4) for c, v in row.items() if c.startswith(KEPT)}))
             print(json.dumps(rows[-1]), flush=True)
             if a.out: write_json(a.out, dict(settings=SETTINGS, ae_kimg=a.ae_kimg, kimg=a.kimg, threads=1, rows=rows))
 

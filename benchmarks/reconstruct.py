@@ -38,12 +38,16 @@ def main():
         y, base = from_uint8(pictures), x[some]
         with torch.no_grad(): far = torch.cat([like(u, v) for u, v in zip(base.split(64), y.split(64))])
         s, dp = ms_ssim(base, y), np.abs(ex.probabilities(pictures)[:, 1].numpy() - p0[some])
-        rows.append({'name': name, 'n': len(pictures), s.record['metric']: float(s), 'lpips' if type(like).__name__ == 'LPIPS' else 'perceptual': float(far.mean()), 'dp': float(dp.mean()), 'dp_above_0.1': float((dp > .1).mean()),
+        rows.append({'name': name, 'n': len(pictures), s.record['metric']: float(s),
+            'lpips' if type(like).__name__ == 'LPIPS' else 'perceptual': float(far.mean()), 'dp': float(dp.mean()),
+            'dp_above_0.1': float((dp > .1).mean()),
                      'numbers': numbers, 'seconds': seconds, **more})
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
 
     def render(w, feat):
-        with torch.no_grad(): return np.concatenate([to_uint8(ex.generate(w[i:i + 64], None if feat is None else feat[i:i + 64])) for i in range(0, len(w), 64)])
+        with torch.no_grad():
+            return np.concatenate([to_uint8(ex.generate(w[i:i + 64], None if feat is None else feat[i:i + 64]))
+                for i in range(0, len(w), 64)])
 
     begin = time.perf_counter()
     codes = [ex.encode(v) for v in x.split(64)]
@@ -54,9 +58,12 @@ def main():
     if feat is not None: row('w + layout', render(w, feat), took, size + feat[0].numel())
     for k in (int(v) for v in a.refine.split(',') if v):
         begin = time.perf_counter()
-        better = [refine(ex, x[i:i + 32], w[i:i + 32], None if feat is None else feat[i:i + 32], k) for i in range(0, len(x), 32)]
+        better = [refine(ex, x[i:i + 32], w[i:i + 32], None if feat is None else feat[i:i + 32], k)
+            for i in range(0, len(x), 32)]
         took_k = took + (time.perf_counter() - begin) / len(x)
-        row(f'refine {k}', render(torch.cat([b[0] for b in better]), None if feat is None else torch.cat([b[1] for b in better])), took_k, w[0].numel() + (0 if feat is None else feat[0].numel()))
+        row(f'refine {k}', render(torch.cat([b[0] for b in better]),
+            None if feat is None else torch.cat([b[1] for b in better])), took_k,
+            w[0].numel() + (0 if feat is None else feat[0].numel()))
     found, _ = {}, explain(ex, tiles[:32])                                # the model's directions, once
     for name, kw in (('edited', {}), ('edited, carried', dict(carry=True))):
         begin = time.perf_counter()
@@ -65,9 +72,12 @@ def main():
     both = [i for i in range(len(x)) if all(cfs[i].success for cfs, _ in found.values())]
     for name, (cfs, took) in found.items():
         ghost = [cfs[i].ghosting for i in both]
-        row(name, np.stack([cfs[i].counterfactual for i in both]), took, rows[0]['numbers'] + (0 if feat is None else feat[0].numel()), both, answered=sum(c.success for c in cfs) / len(x),
+        row(name, np.stack([cfs[i].counterfactual for i in both]), took,
+            rows[0]['numbers'] + (0 if feat is None else feat[0].numel()), both,
+            answered=sum(c.success for c in cfs) / len(x),
             **({'ghosting': float(np.mean(ghost))} if np.isfinite(ghost).all() else {}))
-    out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size), n=len(x), seed=a.seed, threads=1, rows=rows)
+    out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size), n=len(x), seed=a.seed, threads=1,
+        rows=rows)
     if a.out: write_json(a.out, out)
     print(json.dumps(out))
 

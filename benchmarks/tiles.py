@@ -25,7 +25,8 @@ def per_second(n, f, runs=3):
 
 def training(store, steps, disc):
     "Tiles per second that training consumes."
-    cfg = resolve(TrainConfig(data=str(store.path), kimg=1000, channel_base=2048, channel_max=128, device='cpu', arch='StyleEx', ae_kimg=0, disc=disc), 64)
+    cfg = resolve(TrainConfig(data=str(store.path), kimg=1000, channel_base=2048, channel_max=128, device='cpu',
+        arch='StyleEx', ae_kimg=0, disc=disc), 64)
     clf = Classifier(backbone('tf_efficientnet_lite0', 2), store.classes, 64, (.5,) * 3, (.5,) * 3).frozen()
     st, dist, batches = TrainState(cfg, 2), perceptual(cfg.perceptual), Batches(store, cfg.batch, seed=0)
     for _ in range(2): train_step(st, cfg, clf, dist, *next(batches))
@@ -42,7 +43,8 @@ def main():
     torch.set_num_threads(a.threads)
     n, steps = (500, 4) if a.quick else (2000, 16)
     with tempfile.TemporaryDirectory() as tmp:
-        folder = write_folder(Path(tmp)/'tiles', n, 128, seed=0)      # as pictures come: larger than what training reads
+        # as pictures come: larger than what training reads
+        folder = write_folder(Path(tmp)/'tiles', n, 128, seed=0)
         t = time.perf_counter()
         store = TileStore.create(folder, Path(tmp)/'t.lmdb', size=64, val=0)
         out = dict(built=n / (time.perf_counter() - t))
@@ -54,7 +56,8 @@ def main():
         loader = torch.utils.data.DataLoader(store, 16, shuffle=True, num_workers=2, persistent_workers=True)
         out['DataLoader, 2 workers'] = per_second(n, lambda: sum(1 for _ in loader))
         del loader
-        out['from files, resized'] = per_second(n, lambda: [resize(read_image(folder/files[i]), 64) for i in order], runs=1)
+        out['from files, resized'] = per_second(n, lambda: [resize(read_image(folder/files[i]), 64) for i in order],
+            runs=1)
         out['training consumes'] = training(store, steps, 'projected')
     out['ratio'] = out['batches'] / out['training consumes']
     for k, v in out.items(): print(f'{k:22s} {v:10.1f}' + (' tiles/s' if k != 'ratio' else ' x'))

@@ -21,16 +21,22 @@ from histoxplaining.training_step import TrainConfig, TrainState, resolve, train
 from histoxplaining.synthetic import write_folder
 from histoxplaining.tiles import Batches, TileStore
 
-LAYERS = [(32, 32, 64), (32, 32, 64), (64, 32, 32), (64, 64, 32), (64, 64, 32), (128, 64, 16), (128, 128, 16), (128, 128, 16), (128, 128, 8), (128, 128, 8), (128, 128, 4)]
+LAYERS = [(32, 32, 64), (32, 32, 64), (64, 32, 32), (64, 64, 32), (64, 64, 32), (128, 64, 16), (128, 128, 16),
+    (128, 128, 16), (128, 128, 8), (128, 128, 8), (128, 128, 4)]
 REF_UNITS = 2.9
-MODES = {'stylegan2': dict(arch='stylegan2', aug='none'), 'stylegan2, ADA': dict(arch='stylegan2', aug='ada', aug_pipe='bgc', p=.5), 'autoencoder': dict(arch='autoencoder'),
-         'StyleEx': dict(arch='StyleEx', ae_kimg=0), 'StyleEx, plain disc': dict(arch='StyleEx', disc='stylegan2', aug='none', ae_kimg=0), 'StyleEx, both': dict(arch='StyleEx', disc='both', aug='none', ae_kimg=0)}
+MODES = {'stylegan2': dict(arch='stylegan2', aug='none'),
+    'stylegan2, ADA': dict(arch='stylegan2', aug='ada', aug_pipe='bgc', p=.5), 'autoencoder': dict(arch='autoencoder'),
+         'StyleEx': dict(arch='StyleEx', ae_kimg=0),
+             'StyleEx, plain disc': dict(arch='StyleEx', disc='stylegan2', aug='none', ae_kimg=0),
+             'StyleEx, both': dict(arch='StyleEx', disc='both', aug='none', ae_kimg=0)}
 
 
 def unit(runs):
-    "Median seconds of forward and backward through the 3x3 convolutions of these networks, batch 16, and the best rate of one of them in FLOP/s."
+    """Median seconds of forward and backward through the 3x3 convolutions of these networks, batch 16, and the best
+    rate of one of them in FLOP/s."""
     g = torch.Generator().manual_seed(0)
-    data = [(torch.randn(16, i, r, r, generator=g).requires_grad_(), torch.randn(o, i, 3, 3, generator=g).requires_grad_()) for i, o, r in LAYERS]
+    data = [(torch.randn(16, i, r, r, generator=g).requires_grad_(),
+        torch.randn(o, i, 3, 3, generator=g).requires_grad_()) for i, o, r in LAYERS]
     times, best = [], [9e9] * len(data)
     for k in range(runs + 3):
         t = time.perf_counter()
@@ -55,7 +61,8 @@ class Flops(TorchDispatchMode):
 def prepared(store, clf, mode):
     kw = dict(MODES[mode])
     p = kw.pop('p', 0.)
-    cfg = resolve(TrainConfig(data=str(store.path), kimg=1000, channel_base=2048, channel_max=128, device='cpu', **kw), 64)
+    cfg = resolve(TrainConfig(data=str(store.path), kimg=1000, channel_base=2048, channel_max=128, device='cpu', **kw),
+        64)
     st = TrainState(cfg, len(store.classes))
     if st.ada is not None: st.ada.p = p
     dist = None if cfg.arch == 'stylegan2' else perceptual(cfg.perceptual)
@@ -84,7 +91,9 @@ def phases(store, clf, mode, n=16):
             spent[name(a) if callable(name) else name] += time.perf_counter() - t
             return out
         return wrapper
-    names = {'generator_terms': 'G, E: terms', 'balanced': 'G, E: gradients at the pictures', 'discriminator_terms': 'D: terms', 'path_length_term': 'path length: terms', 'r1_penalty': 'R1: penalty', 'update_ema': 'moving averages'}
+    names = {'generator_terms': 'G, E: terms', 'balanced': 'G, E: gradients at the pictures',
+        'discriminator_terms': 'D: terms', 'path_length_term': 'path length: terms', 'r1_penalty': 'R1: penalty',
+        'update_ema': 'moving averages'}
     kept = {k: getattr(steps, k) for k in names} | {'add': steps._Phase.add, 'descend': steps._Phase.descend}
     step = prepared(store, clf, mode)
     try:
@@ -104,7 +113,8 @@ def phases(store, clf, mode, n=16):
 
 
 def in_two_processes(tmp, mode, n):
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', __file__, '--worker', str(tmp), mode, str(n)]
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', __file__, '--worker',
+        str(tmp), mode, str(n)]
     out = subprocess.run(cmd, capture_output=True, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
     if out.returncode: raise SystemExit(out.stderr[-2000:])
     return float(out.stdout.split('seconds')[1])
@@ -112,11 +122,13 @@ def in_two_processes(tmp, mode, n):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--quick', action='store_true', help='one cycle of 16 steps per mode instead of two, and only the modes that the last line needs')
+    p.add_argument('--quick', action='store_true',
+        help='one cycle of 16 steps per mode instead of two, and only the modes that the last line needs')
     p.add_argument('--threads', type=int, default=2)
     p.add_argument('--worker', nargs=3, help=argparse.SUPPRESS)
     a = p.parse_args()
-    get_clf = lambda store: Classifier(backbone('tf_efficientnet_lite0@16', 2), store.classes, 64, (.5,) * 3, (.5,) * 3).frozen()
+    get_clf = lambda store: Classifier(backbone('tf_efficientnet_lite0@16', 2), store.classes, 64, (.5,) * 3,
+        (.5,) * 3).frozen()
     if a.worker:
         torch.set_num_threads(1)
         with together():
@@ -133,19 +145,29 @@ def main():
         for mode in MODES if not a.quick else ('stylegan2', 'stylegan2, ADA', 'StyleEx'):
             one[mode] = step_seconds(store, clf, mode, n)
             if mode in ('stylegan2', 'stylegan2, ADA', 'StyleEx'): two[mode] = in_two_processes(tmp, mode, n)
-            print(f'{mode:20s} one process {one[mode]:.3f} s/step {16 / one[mode]:5.1f} img/s' + (f'   two processes {two[mode]:.3f} s/step {16 / two[mode]:5.1f} img/s' if mode in two else ''), flush=True)
+            print(f'{mode:20s} one process {one[mode]:.3f} s/step {16 / one[mode]:5.1f} img/s' +
+                (f'   two processes {two[mode]:.3f} s/step {16 / two[mode]:5.1f} img/s' if mode in two else ''),
+                flush=True)
         after, peak2 = unit(runs)
         seconds, peak, share = (before + after) / 2, max(peak, peak2), {}
         for mode in ('stylegan2, ADA', 'StyleEx'):
             parts, flops = phases(store, clf, mode)
             share[mode] = flops / one[mode] / peak
-            print(f'\n{mode}, one process: {flops / 1e9:.1f} GFLOP of convolutions a step, {share[mode]:.0%} of the {peak / 1e9:.0f} GFLOP/s that the fastest layer reaches alone')
-            for k, v in sorted(parts.items(), key=lambda kv: -kv[1]): print(f'  {v:.3f} s  {v / sum(parts.values()):4.0%}  {k}')
+            print(f'\n{mode}, one process: {flops / 1e9:.1f} GFLOP of convolutions a step, {share[mode]:.0%} of the '
+                f'{peak / 1e9:.0f} GFLOP/s that the fastest layer reaches alone')
+            for k, v in sorted(parts.items(), key=lambda kv: -kv[1]):
+                print(f'  {v:.3f} s  {v / sum(parts.values()):4.0%}  {k}')
     best = {k: min(one[k], two.get(k, 9e9)) for k in one}
     ref = REF_UNITS / seconds
-    print(json.dumps({'img_s': round(16 / best['stylegan2, ADA'], 2), 'ref_img_s': round(ref, 2), 'ratio': round(16 / best['stylegan2, ADA'] / ref, 3), 'ratio_one_process': round(16 / one['stylegan2, ADA'] / ref, 3), 'ratio_plain': round(16 / best['stylegan2'] / ref, 3),
-                      'styleex_over_stylegan2': round(best['StyleEx'] / best['stylegan2'], 2), 'peak_mb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                      'conv_share': {k: round(v, 2) for k, v in share.items()}, 'one_process': {k: round(16 / v, 1) for k, v in one.items()}, 'two_processes': {k: round(16 / v, 1) for k, v in two.items()}}))
+    print(json.dumps({'img_s': round(16 / best['stylegan2, ADA'], 2), 'ref_img_s': round(ref, 2),
+        'ratio': round(16 / best['stylegan2, ADA'] / ref, 3),
+        'ratio_one_process': round(16 / one['stylegan2, ADA'] / ref, 3),
+        'ratio_plain': round(16 / best['stylegan2'] / ref, 3),
+                      'styleex_over_stylegan2': round(best['StyleEx'] / best['stylegan2'], 2),
+                          'peak_mb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                      'conv_share': {k: round(v, 2) for k, v in share.items()},
+                          'one_process': {k: round(16 / v, 1) for k, v in one.items()},
+                          'two_processes': {k: round(16 / v, 1) for k, v in two.items()}}))
 
 
 if __name__ == '__main__': main()

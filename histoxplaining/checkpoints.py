@@ -11,7 +11,8 @@ import hashlib, json, os, re, shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
-from .files import CheckpointError, HxError, atomic_write, load_meta, load_tensors, read_json, save_tensors, sha256, write_json
+from .files import (CheckpointError, HxError, atomic_write, load_meta, load_tensors, read_json,
+    save_tensors, sha256, write_json)
 from .classifier import IMAGENET, Classifier
 from .networks import Discriminator, Encoder, Generator
 
@@ -28,7 +29,8 @@ def save_state(
     path,          # *.pt; in a name with '{sha}' that becomes the start of the file's SHA-256
     state:dict,    # nested dict of tensors and plain values
 )->Path:
-    "Write a training state atomically; returns its path. Raises `CheckpointError` where the disk is full; nothing that existed is touched."
+    """Write a training state atomically; returns its path. Raises `CheckpointError` where the disk is full; nothing
+    that existed is touched."""
     tmp = Path(str(path).replace('{sha}', 'new'))
     try:
         with atomic_write(tmp) as f:
@@ -36,20 +38,26 @@ def save_state(
             torch.save({'version': STATE_VERSION, **state}, h)
         final = Path(str(path).replace('{sha}', h.h.hexdigest()[:SHA_DIGITS]))
         os.replace(tmp, final)
-    except (OSError, RuntimeError) as e:                               # torch's zip writer turns a failed write into a RuntimeError
-        raise CheckpointError(f'{tmp}: cannot be written ({e.strerror if isinstance(e, OSError) else "the write failed, probably a full disk"}). Earlier checkpoints are as they were: make room, then continue with --ckpt') from None
+    # torch's zip writer turns a failed write into a RuntimeError
+    except (OSError, RuntimeError) as e:
+        raise CheckpointError(f'{tmp}: cannot be written '
+            f'({e.strerror if isinstance(e, OSError) else "the write failed, probably a full disk"}). Earlier '
+            f'checkpoints are as they were: make room, then continue with --ckpt') from None
     return final
 
 def load_state(
     path,          # *.pt written by save_state
 )->dict:
-    "Read a training state. Raises `CheckpointError` for a damaged file, one from elsewhere, or one from a newer version."
+    """Read a training state. Raises `CheckpointError` for a damaged file, one from elsewhere, or one from a newer
+    version."""
     sha = re.fullmatch(rf'\d+-([0-9a-f]{{{SHA_DIGITS}}})', Path(path).stem)
-    if sha and Path(path).is_file() and sha256(path, SHA_DIGITS) != sha[1]: raise CheckpointError(f'{path}: damaged: its contents do not have the checksum that its name says')
+    if sha and Path(path).is_file() and sha256(path, SHA_DIGITS) != sha[1]:
+        raise CheckpointError(f'{path}: damaged: its contents do not have the checksum that its name says')
     state = load_tensors(path)
     if not isinstance(state, dict) or 'version' not in state or 'nimg' not in state:
         raise CheckpointError(f'{path}: not a training state of this package')
-    if state['version'] > STATE_VERSION: raise CheckpointError(f"{path}: state version {state['version']}, this package reads up to {STATE_VERSION}")
+    if state['version'] > STATE_VERSION:
+        raise CheckpointError(f"{path}: state version {state['version']}, this package reads up to {STATE_VERSION}")
     return state
 
 # %% ../nbs/13_checkpoints.ipynb #28dfddae
@@ -96,20 +104,24 @@ class RunDir:
         return read_json(self.path/'best.json') if (self.path/'best.json').exists() else None
 
     def save(self, state:dict, score:float|None=None):
-        "Write a state; remember it as the best if its score is the lowest; then remove what is neither among the newest, nor the best, nor a milestone, and what a killed process left half-written."
+        """Write a state; remember it as the best if its score is the lowest; then remove what is neither among the
+        newest, nor the best, nor a milestone, and what a killed process left half-written."""
         new, best = state['nimg'], self.best
         path = save_state(self.path/'state'/f'{new:09d}-{{sha}}.pt', state)
-        if score is not None and (best is None or score < best['score']): write_json(self.path/'best.json', dict(nimg=new, score=score))
+        if score is not None and (best is None or score < best['score']):
+            write_json(self.path/'best.json', dict(nimg=new, score=score))
         best, states, passed = self.best, self.states(), set()
         keep = {*states[-self.keep:], path}
         for p in states:
             n = images_of(p)
             if best and n == best['nimg'] or self.milestone and n // self.milestone not in passed | {0}: keep.add(p)
             if self.milestone: passed.add(n // self.milestone)
-        for old in [*(p for p in states if p not in keep or images_of(p) == new and p != path), *(self.path/'state').glob('.*.tmp'), *(self.path/'state').glob('*-new.pt')]: old.unlink()
+        for old in [*(p for p in states if p not in keep or images_of(p) == new and p != path),
+                *(self.path/'state').glob('.*.tmp'), *(self.path/'state').glob('*-new.pt')]: old.unlink()
 
     def latest(self):
-        "The newest state that can be read; a damaged one is skipped with a line that names it. None when there is none."
+        """The newest state that can be read; a damaged one is skipped with a line that names it. None when there is
+        none."""
         for p in reversed(self.states()):
             try: return load_state(p)
             except CheckpointError as e: print(f'skipped a damaged checkpoint: {e}')
@@ -128,7 +140,8 @@ class RunDir:
         return rows
 
     def rewind(self, nimg:int):
-        "Forget what was logged and saved after `nimg`: those images are going to be seen again, perhaps with other settings."
+        """Forget what was logged and saved after `nimg`: those images are going to be seen again, perhaps with other
+        settings."""
         for p in self.states():
             if images_of(p) > nimg: p.unlink()
         if self.best and self.best['nimg'] > nimg: (self.path/'best.json').unlink()
@@ -171,17 +184,22 @@ def load_network(cls, path):
     if not {'size', 'w_dim'} & set(init): raise CheckpointError(f'{path}: does not say what network it belongs to')
     net = cls(**init)
     try: net.load_state_dict({k: v.float() for k, v in load_tensors(path).items()})
-    except RuntimeError as e: raise CheckpointError(f'{path}: the weights do not fit the network they describe ({str(e).splitlines()[-1].strip()})') from None
+    except RuntimeError as e:
+        raise CheckpointError(f'{path}: the weights do not fit the network they describe '
+            f'({str(e).splitlines()[-1].strip()})') from None
     return net.eval().requires_grad_(False)
 
 def load_model(
     folder,                   # written by save_model
 ):
-    "Read a model folder: `(G, E, classifier, card)`; E and classifier are None where there is none. Raises `CheckpointError`."
+    """Read a model folder: `(G, E, classifier, card)`; E and classifier are None where there is none. Raises
+    `CheckpointError`."""
     folder = Path(folder)
-    if not (folder/'card.json').is_file(): raise CheckpointError(f'{folder}: no card.json, so this is not a complete model folder')
+    if not (folder/'card.json').is_file():
+        raise CheckpointError(f'{folder}: no card.json, so this is not a complete model folder')
     card = read_json(folder/'card.json')
-    if card.get('version', 0) > CARD_VERSION: raise CheckpointError(f"{folder}: model version {card['version']}, this package reads up to {CARD_VERSION}")
+    if card.get('version', 0) > CARD_VERSION:
+        raise CheckpointError(f"{folder}: model version {card['version']}, this package reads up to {CARD_VERSION}")
     G = load_network(Generator, folder/'generator.safetensors')
     E = load_network(Encoder, folder/'encoder.safetensors') if (folder/'encoder.safetensors').exists() else None
     clf = Classifier.load(folder/'classifier.safetensors') if (folder/'classifier.safetensors').exists() else None
@@ -196,7 +214,8 @@ class PixelRange:
 
     @classmethod
     def of(cls, what):
-        "From a `PixelRange`, 'pm1' ([-1, 1]), 'imagenet', `[-1, 1]`, `(mean, std)` or what `asdict` gives. Raises `HxError`."
+        """From a `PixelRange`, 'pm1' ([-1, 1]), 'imagenet', `[-1, 1]`, `(mean, std)` or what `asdict` gives. Raises
+        `HxError`."""
         if isinstance(what, cls): return what
         named = {'pm1': cls(), 'imagenet': cls(*IMAGENET)}
         if isinstance(what, str) and what in named: return named[what]
@@ -206,11 +225,14 @@ class PixelRange:
             new = cls(*(tuple(float(v) for v in t) for t in (mean, std)))
             if len(new.mean) == len(new.std) == 3 and min(new.std) > 0: return new
         except (TypeError, ValueError, KeyError): pass
-        raise HxError(f"pixel range {what!r}: expected 'pm1', 'imagenet', or mean and std of R, G, B on a scale from 0 to 1")
+        raise HxError(f"pixel range {what!r}: expected 'pm1', 'imagenet', or mean and std of R, G, B on a scale from 0 "
+            f"to 1")
 
-    def __str__(self): return next((n for n in ('pm1', 'imagenet') if self == PixelRange.of(n)), f'mean {self.mean}, std {self.std}')
+    def __str__(self):
+        return next((n for n in ('pm1', 'imagenet') if self == PixelRange.of(n)), f'mean {self.mean}, std {self.std}')
 
-    def _like(self, x): return (torch.tensor(v, dtype=x.dtype, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
+    def _like(self, x):
+        return (torch.tensor(v, dtype=x.dtype, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
 
     def to_true(self, x:torch.Tensor)->torch.Tensor:
         "A network's pictures `[..., 3, H, W]` in true colours, [-1, 1]; differentiable."

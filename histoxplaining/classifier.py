@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
-from .files import CheckpointError, DataError, cache_root, draw, fingerprint, load_meta, load_tensors, progress, save_tensors, stream_seed
+from .files import (CheckpointError, DataError, cache_root, draw, fingerprint, load_meta, load_tensors,
+    progress, save_tensors, stream_seed)
 from .images import resize_batch, restain, shift, stain_jitter, zoom
 from .tiles import Batches
 from .backbones import architecture as _make, backbone, hub_architecture, load_weights as _fit
@@ -23,15 +24,23 @@ from .backbones import architecture as _make, backbone, hub_architecture, load_w
 def ordered_classes(
     classes,         # names in the order of the outputs; dict name -> number (`class_to_idx`) or number -> name
 )->tuple:
-    "Class names in the order of the outputs. Raises `DataError` for what has no order, and for names that are not different."
+    """Class names in the order of the outputs. Raises `DataError` for what has no order, and for names that are not
+    different."""
     if isinstance(classes, dict):
-        numbers = {v: k for k, v in classes.items()} if all(isinstance(v, (int, np.integer)) for v in classes.values()) else classes
-        if sorted(numbers, key=str) != sorted(range(len(classes)), key=str): raise DataError(f'classes: expected the numbers 0 to {len(classes) - 1}, each once; found {classes}')
+        numbers = {v: k for k, v in classes.items()} if all(isinstance(v, (int, np.integer))
+            for v in classes.values()) else classes
+        if sorted(numbers, key=str) != sorted(range(len(classes)), key=str):
+            raise DataError(f'classes: expected the numbers 0 to {len(classes) - 1}, each once; found {classes}')
         classes = [numbers[k] for k in range(len(classes))]
-    if isinstance(classes, (set, frozenset)): raise DataError(f'classes: a set has no order; name them in the order of the outputs, as a list (found {", ".join(sorted(map(str, classes)))})')
-    if isinstance(classes, str) or not hasattr(classes, '__iter__'): raise DataError(f'classes: expected a list of names in the order of the outputs, found {classes!r}')
+    if isinstance(classes, (set, frozenset)):
+        raise DataError(f'classes: a set has no order; name them in the order of the outputs, as a list (found '
+            f'{", ".join(sorted(map(str, classes)))})')
+    if isinstance(classes, str) or not hasattr(classes, '__iter__'):
+        raise DataError(f'classes: expected a list of names in the order of the outputs, found {classes!r}')
     out = tuple(str(c) for c in classes)
-    if len(out) < 2: raise DataError(f'classes: expected at least two names, found {out}; a classifier with one output has two classes, the second of which the output speaks for')
+    if len(out) < 2:
+        raise DataError(f'classes: expected at least two names, found {out}; a classifier with one output has two '
+            f'classes, the second of which the output speaks for')
     if len(set(out)) < len(out): raise DataError(f'classes: expected different names, found {", ".join(out)}')
     return out
 
@@ -41,10 +50,13 @@ def constants(
 )->tuple:
     "Mean or deviation of R, G, B on a scale from 0 to 1. Raises `DataError`."
     if isinstance(v, torch.Tensor): v = v.flatten().tolist()
-    ok = not isinstance(v, str) and hasattr(v, '__len__') and len(v) == 3 and all(isinstance(k, (int, float, np.number)) and math.isfinite(k) for k in v)
+    ok = not isinstance(v, str) and hasattr(v, '__len__') and len(v) == 3 and all(isinstance(k, (int, float, np.number))
+        and math.isfinite(k) for k in v)
     if not ok: raise DataError(f'{what}: expected three numbers, for R, G and B, found {v!r}')
     if max(v) > 1 or min(v) < 0 or what == 'std' and min(v) <= 0:
-        raise DataError(f'{what}={tuple(v)}: expected numbers on a scale from 0 to 1{" above 0" if what == "std" else ""}' + ('; divide those of a scale to 255 by 255' if max(v) > 2 else ''))
+        raise DataError(f'{what}={tuple(v)}: expected numbers on a scale from 0 to '
+            f'1{" above 0" if what == "std" else ""}' +
+            ('; divide those of a scale to 255 by 255' if max(v) > 2 else ''))
     return tuple(float(k) for k in v)
 
 def inner_modules(model, depth:int=3)->list:
@@ -56,9 +68,11 @@ def inner_modules(model, depth:int=3)->list:
         try: inside.append(c.cell_contents)
         except ValueError: pass                                        # a name that is bound later
     if code is not None: inside += [model.__globals__[n] for n in code.co_names if n in model.__globals__]
-    inside += [getattr(model, k, None) for k in ('func', '__self__', '__wrapped__')] + list(getattr(model, '__defaults__', None) or ()) + list(getattr(model, 'args', None) or () if hasattr(model, 'func') else ())
+    inside += [getattr(model, k, None) for k in ('func', '__self__', '__wrapped__')] + list(getattr(model,
+        '__defaults__', None) or ()) + list(getattr(model, 'args', None) or () if hasattr(model, 'func') else ())
     if code is None and hasattr(model, '__dict__') and not isinstance(model, type): inside += list(vars(model).values())
-    return [m for v in inside if isinstance(v, nn.Module) or callable(v) and not isinstance(v, type) for m in inner_modules(v, depth - 1)]
+    return [m for v in inside if isinstance(v, nn.Module) or callable(v) and not isinstance(v, type)
+        for m in inner_modules(v, depth - 1)]
 
 def quiet(model):
     "Evaluation mode for every network in a callable that is no module itself."
@@ -68,7 +82,9 @@ def quiet(model):
 def bare_output(out):
     "The tensor in what a network gives: a tensor, an object or dict with `logits`, or the first of a tuple."
     for _ in range(3):
-        if isinstance(out, dict): out = next((out[k] for k in ('logits', 'out', 'output', 'logit', 'preds', 'probs') if k in out), next(iter(out.values()), None) if len(out) == 1 else None)
+        if isinstance(out, dict):
+            out = next((out[k] for k in ('logits', 'out', 'output', 'logit', 'preds', 'probs') if k in out),
+                next(iter(out.values()), None) if len(out) == 1 else None)
         elif isinstance(getattr(out, 'logits', None), torch.Tensor): out = out.logits
         elif isinstance(out, (tuple, list)) and out: out = out[0]
         else: break
@@ -95,15 +111,19 @@ class Classifier(nn.Module):
         super().__init__()
         self.model, self.classes, self.size, self.temperature = model, ordered_classes(classes), int(size), float(temperature)
         self.arch, self.report, self.output, self.column, self.grey, self.detached = arch, report or {}, output, column, grey, False
-        if output not in OUTPUTS[1:]: raise DataError(f"output: expected one of {', '.join(OUTPUTS[1:])}, found {output!r}")
-        for k, v in (('mean', constants('mean', mean)), ('std', constants('std', std))): self.register_buffer(k, torch.tensor(v).view(1, 3, 1, 1), persistent=False)
+        if output not in OUTPUTS[1:]:
+            raise DataError(f"output: expected one of {', '.join(OUTPUTS[1:])}, found {output!r}")
+        for k, v in (('mean', constants('mean', mean)), ('std', constants('std', std))):
+            self.register_buffer(k, torch.tensor(v).view(1, 3, 1, 1), persistent=False)
         quiet(model)
 
     def forward(self,
         x:torch.Tensor,         # float [N, 3, H, W] in [-1, 1]
     )->torch.Tensor:
-        "Logits `[N, classes]`, before the temperature. Raises `DataError` when the input or the model's output has another form."
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point(): raise DataError(f'expected float pictures [N, 3, H, W] in [-1, 1], found {x.dtype} {list(x.shape)}')
+        """Logits `[N, classes]`, before the temperature. Raises `DataError` when the input or the model's output has
+        another form."""
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise DataError(f'expected float pictures [N, 3, H, W] in [-1, 1], found {x.dtype} {list(x.shape)}')
         return self.read(self.model(self.normalised(x.detach() if self.detached else x)), len(x))
 
     def read(self, out, n:int)->torch.Tensor:
@@ -112,31 +132,38 @@ class Classifier(nn.Module):
         C = len(self.classes)
         found = list(y.shape) if isinstance(y, torch.Tensor) else type(out).__name__
         if isinstance(y, torch.Tensor) and y.shape == (n,): y = y[:, None]
-        if isinstance(y, torch.Tensor) and self.column is not None and y.ndim == 2 and y.shape[1] > self.column: y = y[:, self.column:self.column + 1]
+        if isinstance(y, torch.Tensor) and self.column is not None and y.ndim == 2 and y.shape[1] > self.column:
+            y = y[:, self.column:self.column + 1]
         if not isinstance(y, torch.Tensor) or y.shape not in ((n, C), (n, 1)) or y.shape[1] == 1 and C != 2:
-            raise DataError(f'expected outputs {[n, C]} for the classes {", ".join(self.classes)}; the model gave {found}')
+            raise DataError(f'expected outputs {[n, C]} for the classes {", ".join(self.classes)}; the model gave '
+                f'{found}')
         y = y.float() if y.dtype not in (torch.float32, torch.float64) else y
-        if self.output == 'logits': return y if y.shape[1] == C else F.pad(y, (1, 0))      # one logit speaks for the second class
+        # one logit speaks for the second class
+        if self.output == 'logits': return y if y.shape[1] == C else F.pad(y, (1, 0))
         y = y.clamp(1e-7, 1 - 1e-7)
-        return y.log() if y.shape[1] == C and self.output == 'probs' else F.pad(torch.logit(y), (1, 0)) if y.shape[1] == 1 else torch.logit(y)
+        return y.log() if y.shape[1] == C and self.output == 'probs' else F.pad(torch.logit(y),
+            (1, 0)) if y.shape[1] == 1 else torch.logit(y)
 
     def normalised(self, x:torch.Tensor)->torch.Tensor:
         "What the model is given: `[N, 3, size, size]`."
         x = ((resize_batch(x, self.size) + 1) / 2 - self.mean) / self.std
         if self.grey: x = x.mean(1, keepdim=True)
         p = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
-        return x if p is None or not p.is_floating_point() or p.dtype in (torch.float32, torch.float64) else x.to(p.dtype)
+        return x if p is None or not p.is_floating_point() or p.dtype in (torch.float32,
+            torch.float64) else x.to(p.dtype)
 
     def probs(self, x:torch.Tensor)->torch.Tensor:
         "Calibrated probabilities `[N, classes]`."
         return (self(x) / self.temperature).softmax(1)
 
     def frozen(self):
-        "Ready to be explained: evaluation mode, no gradient for the weights; still differentiable with respect to the picture."
+        """Ready to be explained: evaluation mode, no gradient for the weights; still differentiable with respect to
+        the picture."""
         quiet(self.model)
         return self.eval().requires_grad_(False)
 
-    def extra_repr(self): return f'{self.arch or type(self.model).__name__}: {", ".join(self.classes)}; {self.size} px; temperature {self.temperature:.3g}'
+    def extra_repr(self):
+        return f'{self.arch or type(self.model).__name__}: {", ".join(self.classes)}; {self.size} px; temperature {self.temperature:.3g}'
     def __repr__(self): return f'Classifier({self.extra_repr()})'
 
 # %% ../nbs/12_classifier.ipynb #c146854d
@@ -162,59 +189,77 @@ def portable(self:Classifier):
 def _settings(clf):
     "What a saved classifier says of itself."
     mean, std = (v.flatten().tolist() for v in (clf.mean, clf.std))
-    return dict(kind='classifier', format=1, arch=clf.arch, classes=clf.classes, size=clf.size, mean=mean, std=std, temperature=clf.temperature, report=clf.report) | {k: getattr(clf, k) for k in ('output', 'column', 'grey') if getattr(clf, k) not in ('logits', None, False)}
+    return dict(kind='classifier', format=1, arch=clf.arch, classes=clf.classes, size=clf.size, mean=mean, std=std,
+        temperature=clf.temperature, report=clf.report) | {k: getattr(clf, k) for k in ('output', 'column', 'grey')
+        if getattr(clf, k) not in ('logits', None, False)}
 
 def _save_program(clf, path):
     "A TorchScript program as the bytes of one safetensors file."
     b = io.BytesIO()
     torch.jit.save(clf.model, b)
-    save_tensors(path, {'program': torch.frombuffer(bytearray(b.getvalue()), dtype=torch.uint8)}, _settings(clf) | dict(program=True))
+    save_tensors(path, {'program': torch.frombuffer(bytearray(b.getvalue()), dtype=torch.uint8)},
+        _settings(clf) | dict(program=True))
 
 @patch
 def save(self:Classifier,
     path,           # *.safetensors
     half:bool=False, # weights in float16: half the size
 ):
-    "Write weights, classes, size, normalisation, temperature and report to one file, atomically. Raises `CheckpointError` for a model without a name."
-    if not self.portable: raise CheckpointError('only a classifier built by timm or torchvision name, or a TorchScript program, can be saved; pass arch= when its weights fit such a model')
+    """Write weights, classes, size, normalisation, temperature and report to one file, atomically. Raises
+    `CheckpointError` for a model without a name."""
+    if not self.portable:
+        raise CheckpointError('only a classifier built by timm or torchvision name, or a TorchScript program, can be '
+            'saved; pass arch= when its weights fit such a model')
     if self.arch is None: return _save_program(self, path)
-    if Path(path).suffix != '.safetensors': raise CheckpointError(f'{path}: expected a file name that ends in .safetensors')
-    save_tensors(path, {k: v.half() if half and v.is_floating_point() else v for k, v in self.model.state_dict().items()}, _settings(self))
+    if Path(path).suffix != '.safetensors':
+        raise CheckpointError(f'{path}: expected a file name that ends in .safetensors')
+    save_tensors(path, {k: v.half() if half and v.is_floating_point() else v for k,
+        v in self.model.state_dict().items()}, _settings(self))
 
 def _load_own(path):
     "A file that `Classifier.save` wrote."
     meta = load_meta(path)
-    if meta.get('kind') != 'classifier': raise CheckpointError(f'{path}: holds weights but does not say of what; pass the name of the architecture, its classes, and this file as weights=')
-    if meta['format'] > 1: raise CheckpointError(f'{path}: format {meta["format"]}, newer than this version reads; update histoxplaining')
+    if meta.get('kind') != 'classifier':
+        raise CheckpointError(f'{path}: holds weights but does not say of what; pass the name of the architecture, its '
+            f'classes, and this file as weights=')
+    if meta['format'] > 1:
+        raise CheckpointError(f'{path}: format {meta["format"]}, newer than this version reads; update histoxplaining')
     if meta.get('program'): model = torch.jit.load(io.BytesIO(load_tensors(path)['program'].numpy().tobytes()))
     else:
         model = _make(meta['arch'], len(meta['classes']))[0]
         _fit(model, load_tensors(path), path)
-    return Classifier(model, **{k: meta[k] for k in ('classes', 'size', 'mean', 'std', 'temperature', 'arch', 'report', 'output', 'column', 'grey') if k in meta})
+    return Classifier(model, **{k: meta[k] for k in ('classes', 'size', 'mean', 'std', 'temperature', 'arch', 'report',
+        'output', 'column', 'grey') if k in meta})
 
 # %% ../nbs/12_classifier.ipynb #dc844c34
 def _names(classes, n, source):
     "Class names for a head with `n` outputs."
-    if classes is not None and len(classes) != n: raise CheckpointError(f'{source}: its head has {n} outputs, but {len(classes)} classes were given: {", ".join(classes)}')
+    if classes is not None and len(classes) != n:
+        raise CheckpointError(f'{source}: its head has {n} outputs, but {len(classes)} classes were given: '
+            f'{", ".join(classes)}')
     return tuple(classes) if classes is not None else tuple(f'class {i}' for i in range(n))
 
 WRAPPINGS = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'weights', 'ema', 'params', 'module')
 PREFIXES = ('module.', '_orig_mod.', 'model.', 'net.', 'network.', 'backbone.', 'classifier_model.', 'student.')
 
 def _state(path):
-    "The state dict in a file, out of the wrappings that training scripts put around it and without the prefixes that all its keys have."
+    """The state dict in a file, out of the wrappings that training scripts put around it and without the prefixes
+    that all its keys have."""
     state = load_tensors(path)
     tensors = lambda d: isinstance(d, dict) and d and all(isinstance(v, torch.Tensor) for v in d.values())
-    while isinstance(state, dict) and not tensors(state) and (k := next((k for k in WRAPPINGS if isinstance(state.get(k), dict)), None)): state = state[k]
+    while isinstance(state, dict) and not tensors(state) and (k := next((k for k in WRAPPINGS
+            if isinstance(state.get(k), dict)), None)): state = state[k]
     if not tensors(state): raise CheckpointError(f'{path}: expected a state dict of tensors')
-    while p := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None): state = {k.removeprefix(p): v for k, v in state.items()}
+    while p := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
+        state = {k.removeprefix(p): v for k, v in state.items()}
     return state
 
 def _load_densenet(path, classes):
     "A bare state dict of torchvision's DenseNet-121 with a linear head."
     state = _state(path)
     if not {'features.conv0.weight', 'classifier.weight'} <= state.keys():
-        raise CheckpointError(f'{path}: does not say of what network its weights are, and is not a DenseNet-121 (no features.conv0.weight and classifier.weight); pass the name of the architecture and this file as weights=')
+        raise CheckpointError(f'{path}: does not say of what network its weights are, and is not a DenseNet-121 (no '
+            f'features.conv0.weight and classifier.weight); pass the name of the architecture and this file as weights=')
     classes = _names(classes, len(state['classifier.weight']), path)
     model = _make('densenet121', len(classes))[0]
     _fit(model, state, path)
@@ -222,7 +267,9 @@ def _load_densenet(path, classes):
 
 def _load_named(name, weights, classes, size, mean, std):
     "A timm or torchvision architecture with a file of weights that fits it, head included."
-    if weights is None: raise CheckpointError(f'{name!r}: is neither a file nor given with weights; pass weights= (a trained state dict), or train one with train_classifier')
+    if weights is None:
+        raise CheckpointError(f'{name!r}: is neither a file nor given with weights; pass weights= (a trained state '
+            f'dict), or train one with train_classifier')
     name = hub_architecture(name, weights)
     state, (_, head) = _state(weights), _make(name, 2)
     last = next((v for k, v in state.items() if k.startswith(head) and k.endswith('bias')), None)
@@ -231,24 +278,30 @@ def _load_named(name, weights, classes, size, mean, std):
     model = _make(name, len(classes))[0]
     _fit(model, state, weights)
     cfg = getattr(model, 'pretrained_cfg', {})
-    return Classifier(model, classes, size or cfg.get('input_size', (3, 224, 224))[-1], cfg.get('mean', IMAGENET[0]) if mean is None else mean, cfg.get('std', IMAGENET[1]) if std is None else std, arch=name)
+    return Classifier(model, classes, size or cfg.get('input_size', (3, 224, 224))[-1],
+        cfg.get('mean', IMAGENET[0]) if mean is None else mean, cfg.get('std', IMAGENET[1]) if std is None else std,
+        arch=name)
 
 # %% ../nbs/12_classifier.ipynb #1623bb13
 class OnnxModel:
     "An ONNX program as a callable, run by onnxruntime on the CPU. It has no gradients."
     def __init__(self, path):
         try: import onnxruntime
-        except ImportError: raise CheckpointError(f"{path}: an ONNX file needs onnxruntime: pip install 'histoxplaining[onnx]'") from None
+        except ImportError:
+            raise CheckpointError(f"{path}: an ONNX file needs onnxruntime: pip install 'histoxplaining[onnx]'") from None
         try: self.session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-        except Exception as e: raise CheckpointError(f'{path}: not a readable ONNX file ({str(e).splitlines()[0][:160]})') from None
+        except Exception as e:
+            raise CheckpointError(f'{path}: not a readable ONNX file ({str(e).splitlines()[0][:160]})') from None
         self.name = self.session.get_inputs()[0].name
         shape = self.session.get_inputs()[0].shape
         self.fixed = shape[0] if isinstance(shape[0], int) else None   # some are exported for one batch size
 
     def __call__(self, x):
         a = x.detach().cpu().numpy()
-        parts = [a] if self.fixed is None else [np.resize(a[i:i + self.fixed], (self.fixed, *a.shape[1:])) for i in range(0, len(a), self.fixed)]
-        return torch.from_numpy(np.concatenate([self.session.run(None, {self.name: p})[0] for p in parts])[:len(a)]).to(x.device)
+        parts = [a] if self.fixed is None else [np.resize(a[i:i + self.fixed], (self.fixed, *a.shape[1:]))
+            for i in range(0, len(a), self.fixed)]
+        return torch.from_numpy(np.concatenate([self.session.run(None, {self.name: p})[0]
+            for p in parts])[:len(a)]).to(x.device)
 
 def _program(path, device):
     "A TorchScript file, a `torch.export` program or an ONNX file as a callable."
@@ -256,21 +309,26 @@ def _program(path, device):
     if path.suffix == '.onnx': return OnnxModel(path)
     if path.suffix == '.pt2':
         try: return torch.export.load(path).module()
-        except Exception as e: raise CheckpointError(f'{path}: not a program of torch.export ({str(e).splitlines()[0][:160]})') from None
+        except Exception as e:
+            raise CheckpointError(f'{path}: not a program of torch.export ({str(e).splitlines()[0][:160]})') from None
     try: return torch.jit.load(path, map_location=device)
-    except RuntimeError as e: raise CheckpointError(f'{path}: not a TorchScript file; save it with torch.jit.script(model).save(path), or pass the name of the architecture and this file as weights= ({str(e).splitlines()[0][:160]})') from None
+    except RuntimeError as e:
+        raise CheckpointError(f'{path}: not a TorchScript file; save it with torch.jit.script(model).save(path), or '
+            f'pass the name of the architecture and this file as weights= ({str(e).splitlines()[0][:160]})') from None
 
 def _probe(size):
     "Sixteen made-up pictures, from black to white, of all colours, smooth and rough: `[16, 3, size, size]` in [-1, 1]."
     g = torch.Generator().manual_seed(0)
-    flat = torch.tensor([[-1, -1, -1], [1, 1, 1], [0, 0, 0], [.7, .1, .6], [.2, -.4, .3], [1, -1, -1], [-1, 1, -1], [-1, -1, 1.]])[:, :, None, None].expand(-1, 3, size, size)
+    flat = torch.tensor([[-1, -1, -1], [1, 1, 1], [0, 0, 0], [.7, .1, .6], [.2, -.4, .3], [1, -1, -1], [-1, 1, -1],
+        [-1, -1, 1.]])[:, :, None, None].expand(-1, 3, size, size)
     rough = torch.rand(4, 3, size, size, generator=g) * 2 - 1
     smooth = F.interpolate(torch.rand(4, 3, 4, 4, generator=g) * 2 - 1, size, mode='bilinear')
     return torch.cat([flat, rough, smooth])
 
 @torch.no_grad()
 def _understood(clf, what, output):
-    "Ask a foreign classifier about made-up pictures: does it run, answer alike twice, and in which form? Says so in a line where it is not logits, raises `DataError` where it cannot be told."
+    """Ask a foreign classifier about made-up pictures: does it run, answer alike twice, and in which form? Says so
+    in a line where it is not logits, raises `DataError` where it cannot be told."""
     x = _probe(clf.size).to(clf.mean.device)
     def ask():
         try: return bare_output(clf.model(clf.normalised(x)))
@@ -283,21 +341,31 @@ def _understood(clf, what, output):
         else: warnings.warn(f'{what}: looks at one channel: pictures are turned grey', stacklevel=4)
     if isinstance(y, Exception):
         if isinstance(y, DataError): raise y
-        raise DataError(f'{what}: failed on pictures {list(x.shape)} ({type(y).__name__}: {str(y).splitlines()[0][:200] if str(y) else ""}); is size={clf.size} the side that it looks at?')
-    if not isinstance(y, torch.Tensor) or not y.is_floating_point(): clf.read(y, len(x)); raise DataError(f'{what}: expected floating-point outputs, found {getattr(y, "dtype", type(y).__name__)}')
+        raise DataError(f'{what}: failed on pictures {list(x.shape)} ({type(y).__name__}: '
+            f'{str(y).splitlines()[0][:200] if str(y) else ""}); is size={clf.size} the side that it looks at?')
+    if not isinstance(y, torch.Tensor) or not y.is_floating_point():
+        clf.read(y, len(x)); raise DataError(f'{what}: expected floating-point outputs, found '
+            f'{getattr(y, "dtype", type(y).__name__)}')
     if not torch.isfinite(y).all(): raise DataError(f'{what}: gives values that are not finite')
     y2 = ask()
     if y2.shape != y.shape or not torch.allclose(y, y2, rtol=1e-3, atol=1e-3 * float(y.abs().max().clamp_min(1e-3))):
-        raise DataError(f'{what}: answers differ between two calls on the same pictures: dropout or batch statistics are at work (a network in training mode?), or something else is drawn at random')
+        raise DataError(f'{what}: answers differ between two calls on the same pictures: dropout or batch statistics '
+            f'are at work (a network in training mode?), or something else is drawn at random')
     y, n = y.float(), y.shape[-1] if y.ndim > 1 else 1
     between = bool((y >= 0).all() and (y <= 1).all())
     sums = n > 1 and bool(((y.sum(1) - 1).abs() < 1e-3).all())
     if output == 'auto':
-        if between and sums: output = 'probs'; warnings.warn(f'{what}: reads as probabilities: rows sum to 1', stacklevel=4)
+        if between and sums:
+            output = 'probs'; warnings.warn(f'{what}: reads as probabilities: rows sum to 1', stacklevel=4)
         elif between and float(y.max() - y.min()) > 1e-6:
-            raise DataError(f"{what}: its outputs lie between 0 and 1 but {'do not sum to 1' if n > 1 else 'are single numbers'}: say what they are, output='probs' (of the second class), output='sigmoid' with label= (several labels, one of which is explained) or output='logits'")
+            raise DataError(f"{what}: its outputs lie between 0 and 1 but "
+                f"{'do not sum to 1' if n > 1 else 'are single numbers'}: say what they are, output='probs' (of the "
+                f"second class), output='sigmoid' with label= (several labels, one of which is explained) or "
+                f"output='logits'")
         else: output = 'logits'
-    if output in ('probs', 'sigmoid') and not between: raise DataError(f"{what}: output='{output}', but it gives values from {float(y.min()):.3g} to {float(y.max()):.3g}")
+    if output in ('probs', 'sigmoid') and not between:
+        raise DataError(f"{what}: output='{output}', but it gives values from {float(y.min()):.3g} to "
+            f"{float(y.max()):.3g}")
     clf.output = output
     clf.read(y, len(x))
     with torch.enable_grad():
@@ -308,7 +376,8 @@ def _understood(clf, what, output):
 def _other_settings(clf, size, mean, std):
     "The same classifier with another size or normalisation, where they are given."
     if size is None and mean is None and std is None: return clf
-    new = Classifier(clf.model, clf.classes, size or clf.size, clf.mean if mean is None else mean, clf.std if std is None else std, clf.temperature, clf.arch, clf.report, clf.output, clf.column, clf.grey)
+    new = Classifier(clf.model, clf.classes, size or clf.size, clf.mean if mean is None else mean,
+        clf.std if std is None else std, clf.temperature, clf.arch, clf.report, clf.output, clf.column, clf.grey)
     return new
 
 FILES = ('.safetensors', '.pth', '.ckpt', '.bin', '.pt', '.ts', '.pt2', '.onnx')   # what a classifier can lie in
@@ -334,23 +403,33 @@ def load(cls:Classifier,
     if output == 'sigmoid' and classes is not None and label is not None:
         if label not in classes: raise DataError(f'label {label!r}: expected one of {", ".join(classes)}')
         column, classes = classes.index(label), (f'not {label}', str(label))
-    elif output == 'sigmoid' and classes is not None and len(classes) > 2: raise DataError(f"output='sigmoid' with {len(classes)} labels: say which is explained with label=, one of {', '.join(classes)}")
+    elif output == 'sigmoid' and classes is not None and len(classes) > 2:
+        raise DataError(f"output='sigmoid' with {len(classes)} labels: say which is explained with label=, one of "
+            f"{', '.join(classes)}")
     if isinstance(source, Classifier): clf = _other_settings(source, size, mean, std)
-    elif path is not None and path.suffix == '.safetensors' and 'kind' in load_meta(path): clf = _other_settings(_load_own(path), size, mean, std)
-    elif path is not None and path.suffix in ('.pth', '.ckpt', '.bin', '.safetensors') and path.is_file(): clf = _other_settings(_load_densenet(path, of), size, mean, std)
+    elif path is not None and path.suffix == '.safetensors' and 'kind' in load_meta(path):
+        clf = _other_settings(_load_own(path), size, mean, std)
+    elif path is not None and path.suffix in ('.pth', '.ckpt', '.bin', '.safetensors') and path.is_file():
+        clf = _other_settings(_load_densenet(path, of), size, mean, std)
     elif path is not None and path.suffix not in FILES: clf = _load_named(str(source), weights, of, size, mean, std)
     else:
         foreign = True
-        if classes is None or size is None: raise CheckpointError(f'{source}: a program or callable does not say what it answers; pass classes= and size=')
+        if classes is None or size is None:
+            raise CheckpointError(f'{source}: a program or callable does not say what it answers; pass classes= and '
+                f'size=')
         model = source if path is None else _program(path, device)
-        if not callable(model): raise CheckpointError(f'expected a file, a name, a module or a callable, found {type(source).__name__}')
+        if not callable(model):
+            raise CheckpointError(f'expected a file, a name, a module or a callable, found {type(source).__name__}')
         own = getattr(model, 'pretrained_cfg', None) or {}
-        clf = Classifier(model, classes, size, own.get('mean', IMAGENET[0]) if mean is None else mean, own.get('std', IMAGENET[1]) if std is None else std, column=column)
-    if of is not None and column is None and clf.classes != of: raise CheckpointError(f'{source}: is for the classes {", ".join(clf.classes)}, not {", ".join(of)}')
+        clf = Classifier(model, classes, size, own.get('mean', IMAGENET[0]) if mean is None else mean,
+            own.get('std', IMAGENET[1]) if std is None else std, column=column)
+    if of is not None and column is None and clf.classes != of:
+        raise CheckpointError(f'{source}: is for the classes {", ".join(clf.classes)}, not {", ".join(of)}')
     if temperature is not None: clf.temperature = float(temperature)
     clf = clf.to(device).frozen()
     if not foreign: return clf
-    clf = _understood(clf, path.name if path is not None else getattr(source, '__name__', type(source).__name__), output)
+    clf = _understood(clf, path.name if path is not None else getattr(source, '__name__', type(source).__name__),
+        output)
     clf.came_from = str(path) if path is not None else None
     return clf
 
@@ -360,12 +439,14 @@ def check_names(
     store,              # a `TileStore` or a view with labels
     n:int=256,          # tiles looked at
 ):
-    "Are its classes under their right names? Measured on labelled tiles; raises `DataError` with both assignments where another one fits clearly better."
+    """Are its classes under their right names? Measured on labelled tiles; raises `DataError` with both assignments
+    where another one fits clearly better."""
     from scipy.optimize import linear_sum_assignment
     C = len(clf.classes)
     if set(store.classes) != set(clf.classes) or C > 64: return
     pick = np.concatenate([np.flatnonzero(store.labels == k)[:max(n // C, 1)] for k in range(C)]).tolist()
-    guess = torch.cat([clf(store.tensors(pick[i:i + 64])[0].to(clf.mean.device)).argmax(1).cpu() for i in range(0, len(pick), 64)]).numpy()
+    guess = torch.cat([clf(store.tensors(pick[i:i + 64])[0].to(clf.mean.device)).argmax(1).cpu()
+        for i in range(0, len(pick), 64)]).numpy()
     truth = np.array([clf.classes.index(store.classes[k]) for k in store.labels[pick]])
     table = np.zeros((C, C), int)
     np.add.at(table, (guess, truth), 1)
@@ -373,7 +454,9 @@ def check_names(
     right, best = np.trace(table) / len(pick), table[rows, cols].sum() / len(pick)
     if len(pick) >= 16 and best - right > max(.2, 3 * .5 / len(pick)**.5) and best > 1.5 / C:
         names = ', '.join(clf.classes[c] for c in cols)
-        raise DataError(f'the classifier is right on {right:.0%} of {len(pick)} tiles with its outputs named {", ".join(clf.classes)}, but on {best:.0%} with {names}: its classes are in another order. Load it with classes=[{names}]')
+        raise DataError(f'the classifier is right on {right:.0%} of {len(pick)} tiles with its outputs named '
+            f'{", ".join(clf.classes)}, but on {best:.0%} with {names}: its classes are in another order. Load it with '
+            f'classes=[{names}]')
 
 # %% ../nbs/12_classifier.ipynb #e3719079
 @torch.no_grad()
@@ -382,8 +465,10 @@ def predict(
     store,            # a `TileStore` or a view
     batch:int=128,
 )->tuple:
-    "Logits `[N, classes]` and labels `[N]` of all tiles, on the CPU. Raises `DataError` when the classes are not the same."
-    if tuple(store.classes) != clf.classes: raise DataError(f'the classifier tells {", ".join(clf.classes)}; the tiles are {", ".join(store.classes)}')
+    """Logits `[N, classes]` and labels `[N]` of all tiles, on the CPU. Raises `DataError` when the classes are not
+    the same."""
+    if tuple(store.classes) != clf.classes:
+        raise DataError(f'the classifier tells {", ".join(clf.classes)}; the tiles are {", ".join(store.classes)}')
     training, logits = clf.training, []
     clf.eval()
     for i in progress(range(0, len(store), batch)):
@@ -415,33 +500,44 @@ def calibration_error(
 
 # %% ../nbs/12_classifier.ipynb #b5b174e6
 def _scores(p, y, what):
-    "n, accuracy, balanced accuracy, AUC (one against the rest, averaged over the classes) and ECE of probabilities `[N, classes]`."
+    """n, accuracy, balanced accuracy, AUC (one against the rest, averaged over the classes) and ECE of probabilities
+    `[N, classes]`."""
     from sklearn.metrics import roc_auc_score
     p, y = np.asarray(p), np.asarray(y)
     present = np.unique(y)
-    if len(present) < 2: raise DataError(f'{what}: {len(y)} tiles of {len(present)} classes; at least two classes are needed to measure a classifier')
+    if len(present) < 2:
+        raise DataError(f'{what}: {len(y)} tiles of {len(present)} classes; at least two classes are needed to measure '
+            f'a classifier')
     right = p.argmax(1) == y
-    return dict(n=len(y), accuracy=float(right.mean()), balanced_accuracy=float(np.mean([right[y == c].mean() for c in present])),
-        auc=float(np.mean([roc_auc_score(y == c, p[:, c]) for c in present])), ece=calibration_error(torch.from_numpy(p), torch.from_numpy(y)))
+    return dict(n=len(y), accuracy=float(right.mean()),
+        balanced_accuracy=float(np.mean([right[y == c].mean() for c in present])),
+        auc=float(np.mean([roc_auc_score(y == c, p[:, c]) for c in present])),
+            ece=calibration_error(torch.from_numpy(p), torch.from_numpy(y)))
 
 def evaluate_classifier(
     clf:Classifier,
     store,            # a `TileStore` or a view: held-out tiles
 )->dict:
-    "n, accuracy, balanced_accuracy, auc, nll and ece (before the temperature: nll_raw, ece_raw), confusion (rows: truth), slides (each pseudo-slide). Raises `DataError`."
+    """n, accuracy, balanced_accuracy, auc, nll and ece (before the temperature: nll_raw, ece_raw), confusion (rows:
+    truth), slides (each pseudo-slide). Raises `DataError`."""
     logits, y = predict(clf, store)
-    if not torch.isfinite(logits).all(): raise DataError(f'{clf}: gives values that are not finite on {int((~torch.isfinite(logits)).any(1).sum())} of {len(y)} tiles')
+    if not torch.isfinite(logits).all():
+        raise DataError(f'{clf}: gives values that are not finite on {int((~torch.isfinite(logits)).any(1).sum())} of '
+            f'{len(y)} tiles')
     soft = logits / clf.temperature
     out = _scores(soft.softmax(1), y, store)
-    for k, v in (('', soft), ('_raw', logits)): out |= {'nll' + k: float(F.cross_entropy(v, y)), 'ece' + k: calibration_error(v.softmax(1), y)}
+    for k, v in (('', soft), ('_raw', logits)):
+        out |= {'nll' + k: float(F.cross_entropy(v, y)), 'ece' + k: calibration_error(v.softmax(1), y)}
     k = len(clf.classes)
-    return out | dict(confusion=torch.bincount(y * k + logits.argmax(1), minlength=k * k).view(k, k).tolist(), slides=_per_slide(soft, y, store))
+    return out | dict(confusion=torch.bincount(y * k + logits.argmax(1), minlength=k * k).view(k, k).tolist(),
+        slides=_per_slide(soft, y, store))
 
 def _per_slide(soft, y, store):
     "Class, pseudo-slide, n, accuracy and mean probability of the truth, for every pseudo-slide of a view."
     p, right = soft.softmax(1)[torch.arange(len(y)), y].numpy(), (soft.argmax(1) == y).numpy()
     which = store.pseudo_slides
-    return [{'class': store.classes[int(y[m][0])], 'slide': int(c), 'n': int(m.sum()), 'accuracy': float(right[m].mean()), 'p_truth': float(p[m].mean())}
+    return [{'class': store.classes[int(y[m][0])], 'slide': int(c), 'n': int(m.sum()),
+        'accuracy': float(right[m].mean()), 'p_truth': float(p[m].mean())}
         for c in np.unique(which) for m in [which == c]]
 
 # %% ../nbs/12_classifier.ipynb #aec7ca4b
@@ -454,7 +550,8 @@ def rgb_baseline(
     train,    # a `TileStore` or a view: tiles to fit on
     val,      # held-out tiles
 )->dict:
-    "n, accuracy, balanced_accuracy, auc and ece of a logistic regression on mean and deviation of R, G and B, and under 'trees' those of boosted trees. Raises `DataError`."
+    """n, accuracy, balanced_accuracy, auc and ece of a logistic regression on mean and deviation of R, G and B, and
+    under 'trees' those of boosted trees. Raises `DataError`."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -474,7 +571,8 @@ def report_card(
     report:dict,               # `clf.report`, of `train_classifier` or `linear_probe`
     random:dict|None=None,     # the report of the same classifier trained and measured on a random split
 )->str:
-    "Markdown tables: the classifier beside what colour alone reaches, on the honest split and on a random one (NLL and ECE before → after the temperature); its confusion; the pseudo-slides where it does worst."
+    """Markdown tables: the classifier beside what colour alone reaches, on the honest split and on a random one (NLL
+    and ECE before → after the temperature); its confusion; the pseudo-slides where it does worst."""
     val, rgb = report['val'], report.get('rgb')
     rows = {f"classifier, {report['tiles']['split_by'].replace('_', '-')} split": val}
     if random: rows['classifier, random split'] = random['val']
@@ -482,12 +580,14 @@ def report_card(
         if r: rows |= {f'{name}, linear': r, f'{name}, trees': r['trees']}
     arrow = lambda r, k: f"{r[k + '_raw']:.3f} → {r[k]:.3f}" if k + '_raw' in r else f'{r[k]:.3f}' if k in r else ''
     out = [f"| {val['n']} held-out tiles | accuracy | balanced | AUC | NLL | ECE |", '|---|---|---|---|---|---|']
-    out += [f"| {name} | {r['accuracy']:.3f} | {r['balanced_accuracy']:.3f} | {r['auc']:.3f} | {arrow(r, 'nll')} | {arrow(r, 'ece')} |" for name, r in rows.items()]
+    out += [f"| {name} | {r['accuracy']:.3f} | {r['balanced_accuracy']:.3f} | {r['auc']:.3f} | {arrow(r, 'nll')} | "
+        f"{arrow(r, 'ece')} |" for name, r in rows.items()]
     names = list(report['tiles']['counts'])
     out += ['', f"| truth ↓ answer → | {' | '.join(names)} |", '|' + '---|' * (len(names) + 1)]
     out += [f"| {c} | {' | '.join(map(str, line))} |" for c, line in zip(names, val['confusion'])]
     worst = sorted(val['slides'], key=lambda v: v['accuracy'])[:3]
-    out += ['', f"Of {len(val['slides'])} held-out pseudo-slides the worst: " + '; '.join(f"no. {v['slide']} ({v['class']}), {v['accuracy']:.3f} of {v['n']} tiles" for v in worst) + '.']
+    out += ['', f"Of {len(val['slides'])} held-out pseudo-slides the worst: " +
+        '; '.join(f"no. {v['slide']} ({v['class']}), {v['accuracy']:.3f} of {v['n']} tiles" for v in worst) + '.']
     return '\n'.join(out)
 
 # %% ../nbs/12_classifier.ipynb #e38ae0fd
@@ -495,7 +595,8 @@ def fit_temperature(
     logits:torch.Tensor,    # [N, classes], of tiles that were not learnt from
     y:torch.Tensor,         # labels [N]
 )->float:
-    "The temperature with the best likelihood (Guo et al. 2017) and a log-normal prior of width 1/4 around 1. Raises `DataError` without tiles."
+    """The temperature with the best likelihood (Guo et al. 2017) and a log-normal prior of width 1/4 around 1.
+    Raises `DataError` without tiles."""
     from scipy.optimize import minimize_scalar
     if not len(y): raise DataError('fit_temperature: no tiles')
     loss = lambda t: float(F.cross_entropy(logits.double() / math.exp(t), y, reduction='sum')) + 8 * t ** 2
@@ -509,7 +610,8 @@ def _balanced(store):
     return store.subset(np.concatenate([np.resize(w, max(map(len, where))) for w in where]), 'balanced')
 
 def _augment(x, seed, start, jitter, by=2):
-    "Move every tile by up to `by` pixels; with `jitter`, also scale it and change its stain. Drawn for its global position."
+    """Move every tile by up to `by` pixels; with `jitter`, also scale it and change its stain. Drawn for its global
+    position."""
     where = range(start, start + len(x))
     d = (draw((2,), seed, 'shift', where, 'uniform') * (2 * by + 1)).long() - by
     x = shift(x, d[:, 0], d[:, 1])
@@ -519,21 +621,25 @@ def _augment(x, seed, start, jitter, by=2):
     return stain_jitter(x, 1 + .2 * u[:, 1:3], .05 * u[:, 3:])
 
 def _tuning_split(train, by, seed):
-    "Tiles to fit on and tiles to choose epoch and temperature on: split as the held-out tiles were, or tile by tile where there are too few groups for that."
+    """Tiles to fit on and tiles to choose epoch and temperature on: split as the held-out tiles were, or tile by
+    tile where there are too few groups for that."""
     for by in dict.fromkeys((by, 'random')):
         try: fit, tune = train.split(by, val=.15, seed=seed)
         except DataError: continue
         if all(fit.counts.values()) and len(tune): return fit, tune, by
-    raise DataError(f'{train}: too few tiles to set some aside for choosing the epoch; at least two of a class are needed')
+    raise DataError(f'{train}: too few tiles to set some aside for choosing the epoch; at least two of a class are '
+        f'needed')
 
 def _tuned(clf, tune):
-    "How well the tuning tiles are told: the likelihood at the best temperature, which is how the classifier will be used."
+    """How well the tuning tiles are told: the likelihood at the best temperature, which is how the classifier will
+    be used."""
     logits, y = predict(clf, tune)
     nll = F.cross_entropy(logits / fit_temperature(logits, y), y)
     return dict(tune_nll=float(nll), tune_accuracy=float((logits.argmax(1) == y).double().mean()))
 
 def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, callback):
-    "Fit until the likelihood of the tuning tiles stops improving; leaves the best weights in `clf` and returns the history."
+    """Fit until the likelihood of the tuning tiles stops improving; leaves the best weights in `clf` and returns the
+    history."""
     tiles = Batches(_balanced(fit), batch, seed=seed)
     steps = math.ceil(len(tiles.store) / batch)
     opt = torch.optim.AdamW(clf.parameters(), lr, weight_decay=.01)
@@ -547,7 +653,8 @@ def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, callb
         opt.zero_grad(); loss.backward(); opt.step(); sched.step()
         loss_sum += loss.item()
         if step % steps: continue
-        if not math.isfinite(loss_sum): raise DataError(f'the loss became {loss_sum} in epoch {step // steps}; choose a lower lr than {lr}')
+        if not math.isfinite(loss_sum):
+            raise DataError(f'the loss became {loss_sum} in epoch {step // steps}; choose a lower lr than {lr}')
         history.append(dict(epoch=step // steps, loss=loss_sum / steps, **_tuned(clf, tune)))
         loss_sum = 0.
         if callback: callback(history[-1])
@@ -558,14 +665,19 @@ def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, callb
 
 def _whole_classes(parts):
     for part in parts:
-        part.pseudo_slides                                   # a store of an older version is refused now, and not after the training
+        # a store of an older version is refused now, and not after the training
+        part.pseudo_slides
         gone = [c for c, n in part.counts.items() if not n]
-        if gone: raise DataError(f'{part}: no tiles of {", ".join(gone)}; make the store with val between 0 and 1 and at least two tiles of each class')
+        if gone:
+            raise DataError(f'{part}: no tiles of {", ".join(gone)}; make the store with val between 0 and 1 and at '
+                f'least two tiles of each class')
 
 def _measured(clf, train, val, store, by, **settings):
-    "The report that goes with a trained classifier: its figures on held-out tiles, beside those of colour alone on the same split and on a random one."
+    """The report that goes with a trained classifier: its figures on held-out tiles, beside those of colour alone on
+    the same split and on a random one."""
     tiles = dict(hash=store.hash, counts=store.counts, size=store.size, split_by=by)
-    return dict(val=evaluate_classifier(clf, val), rgb=rgb_baseline(train, val), rgb_random=rgb_baseline(*store.split('random')), temperature=clf.temperature, tiles=tiles, **settings)
+    return dict(val=evaluate_classifier(clf, val), rgb=rgb_baseline(train, val),
+        rgb_random=rgb_baseline(*store.split('random')), temperature=clf.temperature, tiles=tiles, **settings)
 
 def train_classifier(
     store,                             # a `TileStore` with held-out tiles
@@ -583,7 +695,8 @@ def train_classifier(
     device=None,                       # default: a GPU when there is one
     callback=None,                     # called after each epoch with {'epoch', 'loss', 'tune_nll', 'tune_accuracy'}
 )->Classifier:
-    "Train a classifier on the tiles to learn from, choose its epoch and temperature among those, measure it on the held-out ones. Raises `DataError` and `CheckpointError`."
+    """Train a classifier on the tiles to learn from, choose its epoch and temperature among those, measure it on the
+    held-out ones. Raises `DataError` and `CheckpointError`."""
     by = split_by or store.manifest['split_by']
     train, val = store.split(split_by)
     _whole_classes((train, val))
@@ -594,11 +707,14 @@ def train_classifier(
         torch.manual_seed(stream_seed(seed, 'classifier'))
         model = backbone(arch, len(store.classes), pretrained=pretrained)
         cfg = getattr(model, 'pretrained_cfg', {})
-        size = size or (cfg['input_size'][-1] if cfg.get('fixed_input_size') else store.size)     # a ViT looks at one size only
-        clf = Classifier(model, store.classes, size, cfg.get('mean', IMAGENET[0]), cfg.get('std', IMAGENET[1]), arch=arch).to(device)
+        # a ViT looks at one size only
+        size = size or (cfg['input_size'][-1] if cfg.get('fixed_input_size') else store.size)
+        clf = Classifier(model, store.classes, size, cfg.get('mean', IMAGENET[0]), cfg.get('std', IMAGENET[1]),
+            arch=arch).to(device)
         history = _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, stain_jitter, callback)
     clf.temperature = fit_temperature(*predict(clf, tune))
-    clf.report = _measured(clf, train, val, store, by, history=history, seconds=round(time.time() - begin, 1), tuned_by=tuned_by, stain_jitter=stain_jitter,
+    clf.report = _measured(clf, train, val, store, by, history=history, seconds=round(time.time() - begin, 1),
+        tuned_by=tuned_by, stain_jitter=stain_jitter,
         pretrained=pretrained, seed=seed, epochs=epochs, batch=batch, lr=lr)
     return clf.frozen()
 
@@ -621,20 +737,25 @@ def _features(f, store, size, mean, std, device, batch=128):
     for i in progress(range(0, len(store), batch)):
         x = store.tensors(range(i, min(i + batch, len(store))))[0].to(device)
         out.append(f(norm.normalised(x)).float().cpu())
-        if out[-1].ndim != 2: raise DataError(f'features: expected [N, D], found {list(out[-1].shape)}; pool them first, with lambda x: model(x).mean((2, 3)) for instance')
+        if out[-1].ndim != 2:
+            raise DataError(f'features: expected [N, D], found {list(out[-1].shape)}; pool them first, with lambda x: '
+                f'model(x).mean((2, 3)) for instance')
     x = torch.cat(out)
     try: kept is not None and save_tensors(kept, {'x': x})
     except (OSError, CheckpointError): pass                            # a cache that cannot be written is only slower
     return x
 
 def _logistic(x, y, tx, ty):
-    "Weight and bias of the logistic regression on standardised features that tells the tuning tiles best, of six strengths of regularisation."
+    """Weight and bias of the logistic regression on standardised features that tells the tuning tiles best, of six
+    strengths of regularisation."""
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
     best = None
     for C in 10. ** np.arange(-4, 2):
-        with threadpool_limits(1): m = LogisticRegression(C=C, class_weight='balanced', max_iter=2000).fit(((x - mean) / std).numpy(), y.numpy())
+        with threadpool_limits(1):
+            m = LogisticRegression(C=C, class_weight='balanced', max_iter=2000).fit(((x - mean) / std).numpy(),
+                y.numpy())
         w, b = (torch.from_numpy(v).float() for v in (m.coef_, m.intercept_))
         if len(w) == 1: w, b = torch.cat([-w, w]) / 2, torch.cat([-b, b]) / 2
         w = w / std
@@ -665,7 +786,8 @@ def linear_probe(
     seed:int=0,
     device=None,           # default: a GPU when there is one
 )->Classifier:
-    "A linear head on frozen features, its regularisation and temperature chosen on tuning tiles, measured on the held-out ones. Raises `DataError` and `CheckpointError`."
+    """A linear head on frozen features, its regularisation and temperature chosen on tuning tiles, measured on the
+    held-out ones. Raises `DataError` and `CheckpointError`."""
     by = split_by or store.manifest['split_by']
     train, val = store.split(split_by)
     _whole_classes((train, val))
@@ -676,12 +798,14 @@ def linear_probe(
     if isinstance(f, nn.Module): f = f.eval().requires_grad_(False).to(device)
     cfg, size = getattr(f, 'pretrained_cfg', {}), size or store.size
     mean, std = mean or cfg.get('mean', IMAGENET[0]), std or cfg.get('std', IMAGENET[1])
-    (x, y), (tx, ty) = ((_features(f, v, size, mean, std, device), torch.from_numpy(v.labels.copy())) for v in (fit, tune))
+    (x, y), (tx, ty) = ((_features(f, v, size, mean, std, device), torch.from_numpy(v.labels.copy()))
+        for v in (fit, tune))
     nll, w, b, C = _logistic(x, y, tx, ty)
     model, arch = _with_head(features, f, w, b)
     clf = Classifier(model, store.classes, size, mean, std, arch=arch).to(device)
     clf.temperature = fit_temperature(*predict(clf, tune))
-    clf.report = _measured(clf, train, val, store, by, seconds=round(time.time() - begin, 1), tuned_by=tuned_by, seed=seed, C=C, features=w.shape[1])
+    clf.report = _measured(clf, train, val, store, by, seconds=round(time.time() - begin, 1), tuned_by=tuned_by,
+        seed=seed, C=C, features=w.shape[1])
     return clf.frozen()
 
 # %% ../nbs/12_classifier.ipynb #fbc62f10
@@ -706,9 +830,11 @@ def stain_dependence(
     seed:int=0,       # which tile lends its stain to which
     batch:int=128,
 )->dict:
-    "Shares in [0, 1]: `flips` and `accuracy` in the stain of another class, `flips_same` and `accuracy_same` in that of another tile of the class, and `r2` of log-odds on stain within classes. Raises `DataError`."
+    """Shares in [0, 1]: `flips` and `accuracy` in the stain of another class, `flips_same` and `accuracy_same` in
+    that of another tile of the class, and `r2` of log-odds on stain within classes. Raises `DataError`."""
     logits, y = predict(clf, store)
-    if len(y.unique()) < 2: raise DataError(f'{store}: tiles of {len(y.unique())} class; stain is exchanged between two or more')
+    if len(y.unique()) < 2:
+        raise DataError(f'{store}: tiles of {len(y.unique())} class; stain is exchanged between two or more')
     moments, out = torch.from_numpy(store.moments.copy()), dict(n=len(y))
     for end, other in (('', True), ('_same', False)):
         with_stain, new = moments[_stain_partners(store, seed, other)], []
@@ -716,8 +842,10 @@ def stain_dependence(
             x, _ = store.tensors(range(i, min(i + batch, len(y))))
             new.append(clf(restain(x, with_stain[i:i + batch]).to(clf.mean.device)).cpu().argmax(1))
         new = torch.cat(new)
-        out |= {'flips' + end: float((new != logits.argmax(1)).double().mean()), 'accuracy' + end: float((new == y).double().mean())}
+        out |= {'flips' + end: float((new != logits.argmax(1)).double().mean()),
+            'accuracy' + end: float((new == y).double().mean())}
     truth = F.one_hot(y, logits.shape[1]).bool()
     odds = logits[truth] - logits.masked_fill(truth, -math.inf).logsumexp(1)
-    r2 = [(int((y == c).sum()), _adjusted_r2(store.moments[y == c], odds[y == c].double().numpy())) for c in y.unique() if (y == c).sum() > 9]
+    r2 = [(int((y == c).sum()), _adjusted_r2(store.moments[y == c], odds[y == c].double().numpy())) for c in y.unique()
+        if (y == c).sum() > 9]
     return out | dict(r2=float(np.average([r for _, r in r2], weights=[n for n, _ in r2])) if r2 else math.nan)

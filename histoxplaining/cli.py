@@ -26,7 +26,8 @@ from .classifier import IMAGENET, Classifier, report_card, train_classifier
 from .checkpoints import RunDir, load_network, load_state
 from .translator import Translator
 from .features import feature_set, features as get_features, fingerprint, generated, picture_set
-from .metrics import Results, density_coverage, frechet_distance, kid, load_statistics, merge_statistics, precision_recall, save_statistics, set_statistics
+from .metrics import (Results, density_coverage, frechet_distance, kid, load_statistics, merge_statistics,
+    precision_recall, save_statistics, set_statistics)
 from .distributed import rank
 from .training_step import TrainConfig
 from .training import PRESETS, preset as preset_config, train
@@ -38,13 +39,15 @@ from .report import write_report
 from .study import analyse, methods_text, panel_figure, read_answers, write_study
 
 # %% ../nbs/36_cli.ipynb #7ed4ae35
-if sys.argv[1:] == ['--version'] and Path(sys.argv[0]).name.startswith('hx_'):   # every command answers it, before anything is parsed
+# every command answers it, before anything is parsed
+if sys.argv[1:] == ['--version'] and Path(sys.argv[0]).name.startswith('hx_'):
     print(f'histoxplaining {histoxplaining.__version__}')
     sys.exit(0)
 
 @contextmanager
 def user_errors():
-    "Turn bad input into one line on standard error and exit status 2; Ctrl-C into status 130. A console that lacks a character never ends a command."
+    """Turn bad input into one line on standard error and exit status 2; Ctrl-C into status 130. A console that lacks
+    a character never ends a command."""
     for f in (sys.stdout, sys.stderr):
         if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
     try: yield
@@ -63,7 +66,8 @@ def parse_classes(
     parts = [c.strip() for c in text.split(',') if c.strip()]
     if not any('=' in c for c in parts): return parts or None
     pairs = [tuple(v.strip() for v in c.split('=')) for c in parts]
-    if not all(len(v) == 2 and all(v) for v in pairs) or len({v[0] for v in pairs}) < len(pairs): raise HxError(f'--classes {text}: expected names such as a,b, or each as new=old or new=old+old')
+    if not all(len(v) == 2 and all(v) for v in pairs) or len({v[0] for v in pairs}) < len(pairs):
+        raise HxError(f'--classes {text}: expected names such as a,b, or each as new=old or new=old+old')
     return {new: [l.strip() for l in old.split('+')] for new, old in pairs}
 
 @call_parse
@@ -89,7 +93,9 @@ def hx_tiles(
 ):
     "Build a tile store from a folder per class, a table, a zip, a large image or whole slides."
     with user_errors():
-        s = TileStore.create(source, store, size=size, classes=parse_classes(classes), val=val, split_by=split_by, group=group, tile=tile, mpp=mpp, annotations=annotations, slide_mpp=slide_mpp, min_tissue=min_tissue, near=near, encoding=encoding, seed=seed,
+        s = TileStore.create(source, store, size=size, classes=parse_classes(classes), val=val, split_by=split_by,
+            group=group, tile=tile, mpp=mpp, annotations=annotations, slide_mpp=slide_mpp, min_tissue=min_tissue,
+            near=near, encoding=encoding, seed=seed,
                              workers=workers, on_error=on_error, overwrite=bool(overwrite))
         print(f"{s}\ntrain {s.train.counts}\nheld out {s.val.counts}, by {s.manifest['split_by'].replace('_', '-')}")
 
@@ -108,9 +114,11 @@ def hx_convert(
     half:store_true=False,  # store weights in float16
     overwrite:store_true=False, # replace an earlier conversion
 ):
-    "Turn a checkpoint, a network pickle or Inception statistics of other StyleGAN2 code into files of ours, without executing it."
+    """Turn a checkpoint, a network pickle or Inception statistics of other StyleGAN2 code into files of ours,
+    without executing it."""
     with user_errors():
-        convert(src, out, classes=parse_classes(classes), classifier=classifier, classifier_arch=classifier_arch, pixel_range=pixel_range, half=bool(half), overwrite=bool(overwrite))
+        convert(src, out, classes=parse_classes(classes), classifier=classifier, classifier_arch=classifier_arch,
+            pixel_range=pixel_range, half=bool(half), overwrite=bool(overwrite))
 
 # %% ../nbs/36_cli.ipynb #57174dcc
 @call_parse
@@ -130,8 +138,10 @@ def hx_classifier(
     with user_errors():
         if Path(out).suffix != '.safetensors': raise HxError(f'{out}: expected a file name that ends in .safetensors')
         writable(out)
-        clf = train_classifier(TileStore(store), arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr, patience=patience, seed=seed, stain_jitter=bool(stain_jitter),
-                               callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, tuning tiles: NLL {r['tune_nll']:.3f}, accuracy {r['tune_accuracy']:.3f}"))
+        clf = train_classifier(TileStore(store), arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr,
+            patience=patience, seed=seed, stain_jitter=bool(stain_jitter),
+                               callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, tuning tiles: NLL "
+                                   f"{r['tune_nll']:.3f}, accuracy {r['tune_accuracy']:.3f}"))
         clf.save(out)
         print(report_card(clf.report), f"\ntemperature {clf.temperature:.2f}, {clf.report['seconds']:.0f} s -> {out}")
 
@@ -170,11 +180,15 @@ def continued(given:dict, ckpt):
     if state is None: raise HxError(f'{p}: no checkpoint that can be read')
     old = {k: v for k, v in state['config'].items() if k in {f.name for f in fields(TrainConfig)}}
     other = given.get('arch', old['arch']) != old['arch']
-    drop = ('device', 'bf16', *(() if old['arch'] == 'translator' else ('init',)), *(('disc', 'cond', 'noise', 'mixing', 'ae_kimg', 'warm_kimg', 'pl_weight') if other else ()), *(('aug',) if other or 'disc' in given else ()))
+    drop = ('device', 'bf16', *(() if old['arch'] == 'translator' else ('init',)),
+        *(('disc', 'cond', 'noise', 'mixing', 'ae_kimg', 'warm_kimg', 'pl_weight') if other else ()),
+        *(('aug',) if other or 'disc' in given else ()))
     cfg = TrainConfig(**{**{k: v for k, v in old.items() if k not in drop}, **given})
-    if other and cfg.arch == 'StyleEx' and 'ae_kimg' not in given:       # an encoder that is there needs no time of its own; a new one does
+    # an encoder that is there needs no time of its own; a new one does
+    if other and cfg.arch == 'StyleEx' and 'ae_kimg' not in given:
         cfg = replace(cfg, ae_kimg=state['nimg'] / 1000 + (0 if old['arch'] == 'autoencoder' else cfg.kimg / 5))
-    if 'kimg' not in given and state['nimg'] >= old['kimg'] * 1000: cfg = replace(cfg, kimg=state['nimg'] / 1000 + old['kimg'])
+    if 'kimg' not in given and state['nimg'] >= old['kimg'] * 1000:
+        cfg = replace(cfg, kimg=state['nimg'] / 1000 + old['kimg'])
     return cfg
 
 # %% ../nbs/36_cli.ipynb #a5ac004d
@@ -182,9 +196,11 @@ FLAGS = '--classifier_classes, --classifier_size, --classifier_norm (imagenet, n
 
 def _norm(text):
     "Mean and deviation from `imagenet`, `none` or `m,m,m/s,s,s`."
-    if text in (None, 'imagenet', 'none'): return {None: (None, None), 'imagenet': IMAGENET, 'none': ((0,) * 3, (1,) * 3)}[text]
+    if text in (None, 'imagenet', 'none'):
+        return {None: (None, None), 'imagenet': IMAGENET, 'none': ((0,) * 3, (1,) * 3)}[text]
     try: mean, std = ([float(v) for v in part.split(',')] for part in text.split('/'))
-    except ValueError: raise HxError(f'--classifier_norm {text}: expected imagenet, none, or mean/std such as .5,.5,.5/.5,.5,.5') from None
+    except ValueError:
+        raise HxError(f'--classifier_norm {text}: expected imagenet, none, or mean/std such as .5,.5,.5/.5,.5,.5') from None
     return mean, std
 
 def given_classifier(
@@ -195,27 +211,35 @@ def given_classifier(
     output=None,        # 'logits', 'probs' or 'sigmoid'; default: as made-up pictures show
     store=None,         # labelled tiles that a guess is tried on
 )->Classifier:
-    "The classifier that a command line names. What a program does not say is guessed from a store, tried on its tiles, and refused, with the flags that say it, where it is right no more often than chance."
+    """The classifier that a command line names. What a program does not say is guessed from a store, tried on its
+    tiles, and refused, with the flags that say it, where it is right no more often than chance."""
     told = None if classes is None else [c.strip() for c in classes.split(',')]
     mean, std = _norm(norm)
     program = Path(path).suffix in ('.pt', '.ts', '.pt2', '.onnx')
-    if program and store is None and (told is None or size is None): raise HxError(f'{path}: a program does not say its classes and size: give --classifier_classes and --classifier_size')
+    if program and store is None and (told is None or size is None):
+        raise HxError(f'{path}: a program does not say its classes and size: give --classifier_classes and '
+            f'--classifier_size')
     guess = program and None in (told, size, norm)
     named = store is not None and not program and Path(path).suffix != '.safetensors'
-    clf = Classifier.load(path, classes=told or (store.classes if program or named else None), size=size or (store.size if program else None), mean=mean, std=std, output=output or 'auto')
-    if guess: print(f'{Path(path).name}: taken for {", ".join(clf.classes)} at {clf.size} px{"" if norm else ", with the normalisation of ImageNet"}')
+    clf = Classifier.load(path, classes=told or (store.classes if program or named else None),
+        size=size or (store.size if program else None), mean=mean, std=std, output=output or 'auto')
+    if guess:
+        print(f'{Path(path).name}: taken for {", ".join(clf.classes)} at {clf.size} '
+            f'px{"" if norm else ", with the normalisation of ImageNet"}')
     if guess and store is not None: _better_than_chance(clf, store, path)
     return clf
 
 def _better_than_chance(clf, store, path):
-    "Raises `HxError` where a guessed classifier is right on labelled tiles no more often than chance (mean over classes; two standard errors)."
+    """Raises `HxError` where a guessed classifier is right on labelled tiles no more often than chance (mean over
+    classes; two standard errors)."""
     if set(clf.classes) != set(store.classes): return
     pick = np.concatenate([np.flatnonzero(store.labels == k)[:128] for k in range(len(store.classes))]).tolist()
     y = np.array([clf.classes.index(store.classes[k]) for k in store.labels[pick]])
     guess = np.concatenate([clf(store.tensors(pick[i:i + 64])[0]).argmax(1).numpy() for i in range(0, len(pick), 64)])
     right, chance = np.mean([(guess[y == k] == k).mean() for k in range(len(clf.classes))]), 1 / len(clf.classes)
     if right <= chance + 2 * (chance * (1 - chance) / len(pick))**.5:
-        raise HxError(f'{path}: guessed to be so it is right on {right:.0%} of {len(pick)} labelled tiles, as chance would be: say what it is with {FLAGS}')
+        raise HxError(f'{path}: guessed to be so it is right on {right:.0%} of {len(pick)} labelled tiles, as chance '
+            f'would be: say what it is with {FLAGS}')
 
 @call_parse
 def hx_train(
@@ -269,30 +293,38 @@ def hx_train(
     with user_errors():
         names = {f.name for f in fields(TrainConfig)}
         aug = aug or ('fixed' if aug_p is not None else 'ada' if augment else None)
-        if aug_p is not None and aug != 'fixed': raise HxError(f'--aug_p is the probability of --aug fixed, not of --aug {aug}')
+        if aug_p is not None and aug != 'fixed':
+            raise HxError(f'--aug_p is the probability of --aug fixed, not of --aug {aug}')
         if ckpt and resume: raise HxError('--ckpt and --resume are the same: give one of them')
         ckpt, settings = ckpt or resume, dict(locals())
         if init and ckpt: raise HxError('--init starts from weights alone, --ckpt continues a run: give one of them')
-        opts = {k: v for k, v in settings.items() if k in names and v is not None and k not in ('cgan', 'balance')} | ({'balance': True} if balance else {}) | ({'aug': aug} if aug else {})
+        opts = {k: v for k, v in settings.items() if k in names and v is not None
+            and k not in ('cgan', 'balance')} | ({'balance': True} if balance else {}) | ({'aug': aug} if aug else {})
         given = opts | {'data': dataset}
         if preset is not None: given = (preset_config(preset) and PRESETS[preset]) | given
         if uncond or cgan: given['cgan'] = not uncond
         cfg = continued(given, ckpt)
         clf = None
         if classifier_ckpt is not None:
-            clf = given_classifier(classifier_ckpt, classifier_classes, classifier_size, classifier_norm, classifier_output, TileStore(dataset))
-            if classifier_nof_classes not in (None, len(clf.classes)): raise HxError(f'{classifier_ckpt}: has {len(clf.classes)} classes, --classifier_nof_classes says {classifier_nof_classes}')
+            clf = given_classifier(classifier_ckpt, classifier_classes, classifier_size, classifier_norm,
+                classifier_output, TileStore(dataset))
+            if classifier_nof_classes not in (None, len(clf.classes)):
+                raise HxError(f'{classifier_ckpt}: has {len(clf.classes)} classes, --classifier_nof_classes says '
+                    f'{classifier_nof_classes}')
         elif ckpt is not None and cfg.arch != 'stylegan2':
             own = (Path(ckpt) if Path(ckpt).is_dir() else Path(ckpt).parent.parent)/'model'/'classifier.safetensors'
             clf = Classifier.load(own) if own.exists() else None
-        run = train(cfg, output_path, clf, ckpt, callback=callbacks(wandb_callback(cfg, Path(output_path or 'run').name) if wandb and rank() == 0 else None, tensorboard_callback(output_path or 'runs') if tensorboard and rank() == 0 else None))
+        run = train(cfg, output_path, clf, ckpt, callback=callbacks(wandb_callback(cfg, Path(output_path or 'run').name)
+            if wandb and rank() == 0 else None, tensorboard_callback(output_path or 'runs') if tensorboard
+            and rank() == 0 else None))
         if rank() == 0:
             if cfg.arch != 'stylegan2' and not run.read_log()[-1].get('stopped'): Explainer.from_run(run)
             print(f'-> {run.path}')
 
 # %% ../nbs/36_cli.ipynb #f4381d40
 def _pictures(paths, explainer, n):
-    "What to explain, and its names: the given files, folders and stores, or held-out tiles of the model's own store, evenly from all classes."
+    """What to explain, and its names: the given files, folders and stores, or held-out tiles of the model's own
+    store, evenly from all classes."""
     if not paths: return _held_out(explainer.store(), n)
     images, names = [], []
     for p in map(Path, paths):
@@ -327,12 +359,14 @@ def _held_out(store, n):
     "Held-out tiles of a store (all of them where none is held out), evenly from all classes."
     val = store.val if len(store.val) else store
     per = [v for v in (np.flatnonzero(val.labels == k) for k in range(len(val.classes))) if len(v)]
-    pick = sorted(int(i) for v in per for i in v[np.linspace(0, len(v) - 1, min(len(v), max((n or 100) // len(per), 1))).astype(int)])
+    pick = sorted(int(i) for v in per for i in v[np.linspace(0, len(v) - 1,
+        min(len(v), max((n or 100) // len(per), 1))).astype(int)])
     if not pick: raise HxError(f'{store.path}: no tiles')
     return [val[i][0] for i in pick], [val.names[i] for i in pick]
 
 def _drawn(explainer, n):
-    "Tiles that the model draws, as many that the classifier gives to each class, of which it is sure: pictures and names."
+    """Tiles that the model draws, as many that the classifier gives to each class, of which it is sure: pictures and
+    names."""
     per, out, names = -(-n // len(explainer.classes)), [], []
     found = {c: 0 for c in explainer.classes}
     for first in range(0, 64 * n, 64):
@@ -359,14 +393,22 @@ def _share(shard, things):
 
 def _summary(ex, s, shown, asked):
     "What stands at the head of a report."
-    return {'model': f"{ex.card['name']}, {ex.card['arch']}, {ex.size} px, {ex.card['nimg'] / 1000:.1f} thousand images; weights {asked['weights']}", 'classifier': asked['classifier'], 'classes': ', '.join(ex.classes_of(asked.get('judge'))),
-        'explained': f"{s['n']} pictures, {shown} of them shown", 'flipped': f"{s['flipped']} of {s['n']} to p ≥ {asked['p']:g}" + (f", also as the mean of {asked['views']} views" if asked['views'] > 1 else ''), 'held': ', '.join(asked['hold']) or 'nothing',
-        'asked': f"{asked['target']}; {asked['method']}, {asked['question']} at closeness {asked['closeness']:g}", 'made': f"{time.strftime('%Y-%m-%d')}, histoxplaining {histoxplaining.__version__}", 'terms': ex.card.get('terms', '').split(' These')[0] or 'not stated'}
+    return {'model': f"{ex.card['name']}, {ex.card['arch']}, {ex.size} px, {ex.card['nimg'] / 1000:.1f} thousand "
+        f"images; weights {asked['weights']}", 'classifier': asked['classifier'],
+        'classes': ', '.join(ex.classes_of(asked.get('judge'))),
+        'explained': f"{s['n']} pictures, {shown} of them shown",
+            'flipped': f"{s['flipped']} of {s['n']} to p ≥ {asked['p']:g}" +
+            (f", also as the mean of {asked['views']} views" if asked['views'] > 1 else ''),
+            'held': ', '.join(asked['hold']) or 'nothing',
+        'asked': f"{asked['target']}; {asked['method']}, {asked['question']} at closeness {asked['closeness']:g}",
+            'made': f"{time.strftime('%Y-%m-%d')}, histoxplaining {histoxplaining.__version__}",
+            'terms': ex.card.get('terms', '').split(' These')[0] or 'not stated'}
 
 @call_parse
 def hx_explain(
     model:str,              # run folder, model folder, or the name of a packaged model (see hx_models)
-    images:Param('pictures, folders or tile stores; default: held-out tiles of the model\'s store', str, opt=False, nargs='*')=None,
+    images:Param('pictures, folders or tile stores; default: held-out tiles of the model\'s store', str, opt=False,
+        nargs='*')=None,
     target:str='next',      # class name, or 'next': the second most likely
     out:str='report.html',  # the report
     csv:str=None,           # also write a table, a row a tile; a second run goes on where the first was stopped
@@ -399,13 +441,17 @@ def hx_explain(
         if cards < 1: raise HxError(f'--cards {cards}: expected 1 or more')
         for path in (out, csv, json, geojson): path and writable(path)
         ex = Explainer.from_run(model, device) if (Path(model)/'model').is_dir() else Explainer.load(model, device)
-        clf = given_classifier(classifier, classifier_classes, classifier_size, classifier_norm, classifier_output) if classifier else None
-        asked = dict(target=target, p=p, method=method, question=question, closeness=closeness, hold=() if hold == 'none' else tuple(hold.split(',')), views=views)
-        settings = asked | dict(model=ex.card['name'], weights=fingerprint(ex.G), classifier=fingerprint(clf or ex.classifier), shard=shard)
+        clf = given_classifier(classifier, classifier_classes, classifier_size, classifier_norm,
+            classifier_output) if classifier else None
+        asked = dict(target=target, p=p, method=method, question=question, closeness=closeness,
+            hold=() if hold == 'none' else tuple(hold.split(',')), views=views)
+        settings = asked | dict(model=ex.card['name'], weights=fingerprint(ex.G),
+            classifier=fingerprint(clf or ex.classifier), shard=shard)
         table = Table(csv, settings) if csv else None
         imgs, names = _pictures(images, ex, n) if seeds is None else _drawn(ex, seeds)
         if shard: imgs, names = _share(shard, (imgs, names))
-        if table: imgs, names = ([v for v, name in zip(u, names) if name not in table.done] for u in (imgs, list(names)))
+        if table:
+            imgs, names = ([v for v, name in zip(u, names) if name not in table.done] for u in (imgs, list(names)))
         show = {i for i in np.linspace(0, len(imgs) - 1, min(cards, len(imgs))).astype(int)}
         cfs, shown, others = [], [], []
         for i in progress(range(0, len(imgs), 64)):
@@ -426,7 +472,9 @@ def hx_explain(
         if geojson: write_geojson(geojson, table.rows() if table else [record(c) for c in cfs])
         if json: write_json(json, dict(settings=settings, results=table.rows() if table else [record(c) for c in cfs]))
         s = summarise(cfs)
-        write_report(cfs, out, cards=shown, title=f"{ex.card['name']}: counterfactual explanations", summary=_summary(ex, s, len(shown), asked | settings), others=others or None, near=_near(ex, shown, nearest) if nearest else None)
+        write_report(cfs, out, cards=shown, title=f"{ex.card['name']}: counterfactual explanations",
+            summary=_summary(ex, s, len(shown), asked | settings), others=others or None,
+            near=_near(ex, shown, nearest) if nearest else None)
         if brief: print(f"{s['flipped']} of {s['n']} decisions turned, {s['seconds']:.2f} s each. {_why_not(s)}")
         else: print(dumps({k: None if v != v else v for k, v in s.items()} | {'report': str(out)}))
 
@@ -442,7 +490,8 @@ def _near(ex, cfs, k):
 
 def _light(cf):
     "A result without its pictures: what the numbers of a report need."
-    return replace(cf, original=None, reconstruction=cf.reconstruction[:1, :1].copy(), counterfactual=None, frames=cf.frames[:0], heatmap=None, stain_maps={})
+    return replace(cf, original=None, reconstruction=cf.reconstruction[:1, :1].copy(), counterfactual=None,
+        frames=cf.frames[:0], heatmap=None, stain_maps={})
 
 @call_parse
 def hx_models():
@@ -450,8 +499,10 @@ def hx_models():
     for name in packaged():
         card = read_json(MODELS/name/'card.json')
         m = card.get('measured', {})
-        print(f"{name}: {', '.join(card['classes'])}; {card['size']} px; {card.get('nimg', 0) / 1000:.0f} thousand images; LPIPS of reconstructions {m.get('val_perceptual', float('nan')):.3f}"
-              f"{'; with a translator' if (MODELS/name/'translator.safetensors').exists() else ''}\n  {card.get('terms', '').strip()}")
+        print(f"{name}: {', '.join(card['classes'])}; {card['size']} px; {card.get('nimg', 0) / 1000:.0f} thousand "
+            f"images; LPIPS of reconstructions {m.get('val_perceptual', float('nan')):.3f}"
+              f"{'; with a translator' if (MODELS/name/'translator.safetensors').exists() else ''}\n  "
+                  f"{card.get('terms', '').strip()}")
 
 @call_parse
 def hx_translator(
@@ -472,19 +523,24 @@ def hx_translator(
     save:store_true=False,  # put it into the model's folder when it is done
     device:str=None,        # cpu, cuda
 ):
-    "Train the translator of a model, or continue one: a network that moves a tile's code to where the other class would be."
+    """Train the translator of a model, or continue one: a network that moves a tile's code to where the other class
+    would be."""
     with user_errors():
         folder = model_folder(model)
         data = store or Explainer.load(folder).store().path
         if hold not in ('stain', 'none'): raise HxError(f"--hold {hold}: expected stain or none")
-        given = dict(data=str(data), arch='translator', kimg=kimg, batch=batch, seed=seed) | ({} if device is None else dict(device=device)) | ({} if snap_kimg is None else dict(snap_kimg=snap_kimg))
+        given = dict(data=str(data), arch='translator', kimg=kimg, batch=batch,
+            seed=seed) | ({} if device is None else dict(device=device)) | ({} if snap_kimg is None
+            else dict(snap_kimg=snap_kimg))
         if ckpt is None: given['init'] = str(folder)
         if hold == 'none': given |= dict(stain_weight=0., plane_weight=0.)
-        clf = given_classifier(classifier or folder/'classifier.safetensors', classifier_classes, classifier_size, classifier_norm, classifier_output, TileStore(data))
+        clf = given_classifier(classifier or folder/'classifier.safetensors', classifier_classes, classifier_size,
+            classifier_norm, classifier_output, TileStore(data))
         run = train(continued(given, ckpt), output_path or ckpt, clf, ckpt)
         if save and rank() == 0:
             T = load_network(Translator, run.model/'translator.safetensors')
-            save_tensors(folder/'translator.safetensors', {k: v.half() if v.is_floating_point() else v for k, v in T.state_dict().items()}, meta=T.init)
+            save_tensors(folder/'translator.safetensors',
+                {k: v.half() if v.is_floating_point() else v for k, v in T.state_dict().items()}, meta=T.init)
         if rank() == 0: print(f'-> {run.path}')
 
 # %% ../nbs/36_cli.ipynb #eb86debf
@@ -501,13 +557,16 @@ def explorer_page(
     import nbformat
     cell = nbformat.v4.new_code_cell(_PAGE.format(model=str(model), tiles=tiles, p=p))
     path = Path(folder)/'histoxplaining.ipynb'
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell],
+        metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))), path)
     return path
 
 @call_parse
 def hx_explore(
-    model:Param('run folder, model folder, or the name of a packaged model (see hx_models)', str, opt=False, nargs='?')='colon-64',
-    tiles:Param('pictures, a folder or a tile store; default: the model\'s own held-out tiles, or tissue that it draws', str, opt=False, nargs='*')=None,
+    model:Param('run folder, model folder, or the name of a packaged model (see hx_models)', str, opt=False,
+        nargs='?')='colon-64',
+    tiles:Param('pictures, a folder or a tile store; default: the model\'s own held-out tiles, or tissue that it draws',
+        str, opt=False, nargs='*')=None,
     p:float=.9,              # how sure the classifier should be
     port:int=8866,           # on this machine
     no_browser:store_true=False, # do not open it
@@ -521,7 +580,9 @@ def hx_explore(
         for t in tiles:
             if not Path(t).exists(): raise HxError(f'{t}: no such picture, folder or tile store')
         to_choose_from(tiles[0] if len(tiles) == 1 else tiles or None)   # an error here is better than one on the page
-        with tempfile.TemporaryDirectory() as folder: _serve(explorer_page(folder, here.resolve(), tiles[0] if len(tiles) == 1 else tiles or None, p), port, not no_browser)
+        with tempfile.TemporaryDirectory() as folder:
+            _serve(explorer_page(folder, here.resolve(), tiles[0] if len(tiles) == 1 else tiles or None, p), port,
+                not no_browser)
 
 def _serve(page, port, show):
     "Run Voilà on a notebook until it ends or is interrupted. Raises `HxError`."
@@ -530,7 +591,8 @@ def _serve(page, port, show):
     token = secrets.token_hex(12)
     url = f'http://localhost:{port}/?token={token}'
     (page.parent/'voila.json').write_text(dumps({'VoilaConfiguration': dict(preheat_kernel=True, pool_size=1)}))
-    command = [sys.executable, '-m', 'voila', page.name, f'--token={token}', f'--port={port}', '--Voila.ip=127.0.0.1', '--strip_sources=True', '--show_tracebacks=True', '--no-browser', '--Voila.log_level=WARN']
+    command = [sys.executable, '-m', 'voila', page.name, f'--token={token}', f'--port={port}', '--Voila.ip=127.0.0.1',
+        '--strip_sources=True', '--show_tracebacks=True', '--no-browser', '--Voila.log_level=WARN']
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = subprocess.Popen(command, cwd=page.parent, env=os.environ | {'OMP_WAIT_POLICY': 'passive'})
     try:
@@ -548,7 +610,8 @@ def _serve(page, port, show):
 @call_parse
 def hx_study(
     model:str,               # a packaged model, a run or a model folder; or: analyse
-    files:Param('pictures, folders or tile stores to be asked about; with analyse: key.json and the answers of the readers', str, opt=False, nargs='*')=None,
+    files:Param('pictures, folders or tile stores to be asked about; with analyse: key.json and the answers of the '
+        'readers', str, opt=False, nargs='*')=None,
     readers:int=13,          # pages, one each
     out:str='study',         # folder to write to
     pairs:int=20,            # real and generated tiles side by side
@@ -558,7 +621,8 @@ def hx_study(
     p:float=.9,              # how sure the classifier should be of what is shown
     seed:int=0,              # of every choice
 ):
-    "Write a study for experts (real or generated, what the classifier will say before and after explanations, usefulness and trust), or analyse its answers."
+    """Write a study for experts (real or generated, what the classifier will say before and after explanations,
+    usefulness and trust), or analyse its answers."""
     with user_errors():
         if model == 'analyse': return _analysed(files, out, seed)
         ex = Explainer.from_run(model) if (Path(model)/'model').is_dir() else Explainer.load(model)
@@ -566,16 +630,23 @@ def hx_study(
         imgs, names = _pictures(files, ex, None)
         pick = np.random.default_rng(seed).permutation(len(imgs))[:2 * need]
         cfs = explain(ex, [as_picture(imgs[i]) for i in pick], p=p)
-        if bare := [c for c in cfs if c.original.shape[0] != ex.size]: raise HxError(f'{bare[0].name}: {len(bare[0].original)} px beside generated pictures of {ex.size}: size would give away which is which; bring the tiles to {ex.size} px (hx_tiles --size {ex.size})')
+        if bare := [c for c in cfs if c.original.shape[0] != ex.size]:
+            raise HxError(f'{bare[0].name}: {len(bare[0].original)} px beside generated pictures of {ex.size}: size '
+                f'would give away which is which; bring the tiles to {ex.size} px (hx_tiles --size {ex.size})')
         generated = ex.render(Code(ex.mapping(range(seed, seed + pairs)), ex.layouts(range(seed, seed + pairs))))
-        folder = write_study(cfs, generated, out, readers=readers, title=title, seed=seed, pairs=pairs, decisions=decisions, shown=shown)
-        print(f'{readers} pages in {folder}: send reader_NN.html to its reader, keep key.json.\nWhen their answers are back:  hx_study analyse {folder}/key.json answers_*.json')
+        folder = write_study(cfs, generated, out, readers=readers, title=title, seed=seed, pairs=pairs,
+            decisions=decisions, shown=shown)
+        print(f'{readers} pages in {folder}: send reader_NN.html to its reader, keep key.json.\nWhen their answers are '
+            f'back:  hx_study analyse {folder}/key.json answers_*.json')
 
 def _analysed(files, out, seed):
     "Figures of a study: printed, and written beside its picture and a paragraph on methods."
     key, rows = read_answers(files or ())
     found = analyse(key, rows, seed=seed)
-    for name, f in found.items(): print(f"{name:20s} {f['value']:6.3f} [{f['low']:.3f}, {f['high']:.3f}]   n {f['n']}" + (f"   Wilson [{f['wilson'][0]:.3f}, {f['wilson'][1]:.3f}]" if 'wilson' in f else '') + (f"   d' {f['dprime']:.2f}" if 'dprime' in f else ''))
+    for name, f in found.items():
+        print(f"{name:20s} {f['value']:6.3f} [{f['low']:.3f}, {f['high']:.3f}]   n {f['n']}" +
+            (f"   Wilson [{f['wilson'][0]:.3f}, {f['wilson'][1]:.3f}]" if 'wilson' in f else '') +
+            (f"   d' {f['dprime']:.2f}" if 'dprime' in f else ''))
     folder, text = Path(out), methods_text(key, rows, found)
     write_json(folder/'study.json', dict(found=found, methods=text, answers=rows))
     panel_figure(key, rows, found).savefig(folder/'study.png', dpi=150)
@@ -586,13 +657,16 @@ def _reference_set(dataset, label, split, n):
     "The pictures of a store or folder that statistics are to be of."
     store = TileStore(dataset) if (Path(dataset)/'data.mdb').exists() else None
     if split not in (None, 'val', 'train', 'all'): raise HxError(f"--split {split}: expected val, train or all")
-    if store is None and split not in (None, 'all'): raise HxError(f'{dataset}: a folder of pictures has no split; make a tile store of it (hx_tiles)')
+    if store is None and split not in (None, 'all'):
+        raise HxError(f'{dataset}: a folder of pictures has no split; make a tile store of it (hx_tiles)')
     if store is not None and split != 'all':
         part = store.val if split in (None, 'val') else store.train
         if split or len(part): store = part
     s = picture_set(store if store is not None else dataset)
     if label is not None:
-        if label not in s.classes: raise HxError(f"--filter_label {label}: no such class in {dataset}; found {', '.join(s.classes) or 'no classes'}")
+        if label not in s.classes:
+            raise HxError(f"--filter_label {label}: no such class in {dataset}; found "
+                f"{', '.join(s.classes) or 'no classes'}")
         s = s.some(np.flatnonzero(s.labels == s.classes.index(label)))
         s.about['class'] = label
     return s if len(s) <= n else s.some(np.linspace(0, len(s) - 1, n).round().astype(int))
@@ -624,11 +698,14 @@ def hx_inception(
         else:
             try: i, n = (int(v) for v in shard.split('/')) if shard else (0, 1)
             except ValueError: raise HxError(f'--shard {shard}: expected i/n, such as 0/4, or merge') from None
-            s = set_statistics(_reference_set(dataset, filter_label, split, n_sample), get_features(features, weights=weights, size=size, download=bool(download), device=device), shard=(i, n), batch=batch_size)
+            s = set_statistics(_reference_set(dataset, filter_label, split, n_sample),
+                get_features(features, weights=weights, size=size, download=bool(download), device=device),
+                shard=(i, n), batch=batch_size)
             if shard: path = part(i, n)
         save_statistics(path, s)
         a = s.about
-        print(f"{len(s)} pictures ({a.get('class', 'all classes')}, {a['split']}; {a['history']}), {a['features']} {a['weights']}, {len(s.moments.mean)} numbers each -> {path}")
+        print(f"{len(s)} pictures ({a.get('class', 'all classes')}, {a['split']}; {a['history']}), {a['features']} "
+            f"{a['weights']}, {len(s.moments.mean)} numbers each -> {path}")
 
 
 
@@ -647,7 +724,8 @@ def _drawing_model(path, device):
     with tempfile.TemporaryDirectory() as tmp: return Explainer.load(convert(p, Path(tmp)/'model'), device), p.parent
 
 def _class_vectors(ex, label, counts, n, seed):
-    "What to draw: opinions of real tiles where the model was conditioned on such, else classes as often as they are in the statistics."
+    """What to draw: opinions of real tiles where the model was conditioned on such, else classes as often as they
+    are in the statistics."""
     if label is not None: ex.class_index(label)
     if not ex.G.c_dim: return None
     names = [label] if label is not None else [c for c in ex.classes if counts.get(c)] or list(ex.classes)
@@ -655,7 +733,8 @@ def _class_vectors(ex, label, counts, n, seed):
     if ex.card.get('arch') != 'stylegan2' and ref is not None and ex.classifier is not None:
         mine = torch.isin(ref.labels, torch.tensor([ex.classes.index(c) for c in names]))
         if mine.any(): return (ref.logits[mine] / ex.classifier.temperature).softmax(1)
-    weight = torch.tensor([float(counts.get(c, 0) or (not any(counts.get(k) for k in names))) if c in names else 0. for c in ex.classes])
+    weight = torch.tensor([float(counts.get(c, 0) or (not any(counts.get(k) for k in names))) if c in names else 0.
+        for c in ex.classes])
     return torch.eye(ex.G.c_dim)[torch.multinomial(weight, n, replacement=True, generator=stream(seed, 'fid/classes'))]
 
 @call_parse
@@ -672,28 +751,39 @@ def hx_fid(
     out:str=None,             # *.jsonl to add to; default: metrics.jsonl beside the model (of pictures: here)
     device:str='cpu',
 ):
-    "Distance of a model's pictures (or of other pictures) to measured real ones: printed, and added to a file of measurements."
+    """Distance of a model's pictures (or of other pictures) to measured real ones: printed, and added to a file of
+    measurements."""
     with user_errors():
-        if not inception: raise HxError('--inception: expected the file with statistics of the real pictures; hx_inception makes it')
+        if not inception:
+            raise HxError('--inception: expected the file with statistics of the real pictures; hx_inception makes it')
         s = load_statistics(inception)
         spec, p = s.about['spec'], Path(checkpoint)
-        if spec.get('kind') is None: raise HxError(f'{inception}: made with features that have no name; measure with metrics.frechet_distance in Python')
+        if spec.get('kind') is None:
+            raise HxError(f'{inception}: made with features that have no name; measure with metrics.frechet_distance '
+                f'in Python')
         known = spec.get('weights') if spec.get('weights') and Path(spec['weights']).is_file() else None
-        f = get_features(spec['kind'], weights=weights or known, size=spec.get('size'), download=bool(download), device=device)
+        f = get_features(spec['kind'], weights=weights or known, size=spec.get('size'), download=bool(download),
+            device=device)
         n, counts = n_sample or min(len(s) or 50000, 50000), s.about.get('counts', {})
-        if p.is_dir() and not any((p/d).exists() for d in ('model', 'card.json')): ex, fakes, home = None, picture_set(p), Path()
+        if p.is_dir() and not any((p/d).exists() for d in ('model', 'card.json')):
+            ex, fakes, home = None, picture_set(p), Path()
         else:
             ex, home = _drawing_model(p, device)
             cls = label or (s.about.get('class') if s.about.get('class') in ex.classes else None)
-            fakes = generated(ex.G, n, c=_class_vectors(ex, cls, counts, n, seed), classes=ex.classes, seed=seed, truncation_psi=truncation, noise_mode=ex.noise_mode, pixel_range=ex.pixel_range, name=ex.card.get('name', p.name))
+            fakes = generated(ex.G, n, c=_class_vectors(ex, cls, counts, n, seed), classes=ex.classes, seed=seed,
+                truncation_psi=truncation, noise_mode=ex.noise_mode, pixel_range=ex.pixel_range,
+                name=ex.card.get('name', p.name))
         g = feature_set(fakes, f, batch=batch)
         facts = dict(seed=seed) if ex is None else dict(seed=seed, checkpoint=p.name, nimg=ex.card.get('nimg'))
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')                                     # the line itself says when there are too few pictures
+            # the line itself says when there are too few pictures
+            warnings.simplefilter('ignore')
             results = Results([frechet_distance(s, g, f, **facts)])
         if s.sample is not None and min(len(g), len(s.sample)) > 5:
-            some = replace(g, x=g.x[:len(s.sample)])                            # as many as there are real vectors in the file
-            results += [kid(s, g, f, **facts), *precision_recall(s, some, f, **facts).values(), *density_coverage(s, some, f, **facts).values()]
+            # as many as there are real vectors in the file
+            some = replace(g, x=g.x[:len(s.sample)])
+            results += [kid(s, g, f, **facts), *precision_recall(s, some, f, **facts).values(),
+                *density_coverage(s, some, f, **facts).values()]
         path = Path(out) if out else Path(home)/'metrics.jsonl'
         results.save(path)
         print(f'{results!r}\n-> {path}')
@@ -705,7 +795,8 @@ def _is_model(p): return (p/'card.json').exists() or (p/'model'/'card.json').exi
 
 def _pair_table(folder, classifier, store, oracle, target, p, seed):
     "The table of a folder of pairs."
-    if classifier is None: raise HxError(f'{folder}: whose decisions do these pictures explain? Give --classifier, or a run with --model')
+    if classifier is None:
+        raise HxError(f'{folder}: whose decisions do these pictures explain? Give --classifier, or a run with --model')
     real = None if store is None else store.val if len(store.val) else store
     return measure(read_pairs(folder, classifier, target=target), classifier, p=p, oracle=oracle, real=real, seed=seed)
 
@@ -729,19 +820,24 @@ def hx_bench(
     out:str='bench.jsonl',  # figures are added to this file
     device:str='cpu',
 ):
-    "Measure explanations: flips and whether they hold, agreement of another classifier, distance to real tissue, size of the change, time; beside controls."
+    """Measure explanations: flips and whether they hold, agreement of another classifier, distance to real tissue,
+    size of the change, time; beside controls."""
     with user_errors():
         folder = Path(folder)
         if not folder.is_dir(): raise HxError(f'{folder}: no such folder')
         source = folder if _is_model(folder) else Path(model) if model else None
-        ex = None if source is None else Explainer.from_run(source, device) if (source/'model').is_dir() else Explainer.load(source, device)
+        ex = None if source is None else Explainer.from_run(source,
+            device) if (source/'model').is_dir() else Explainer.load(source, device)
         clf, second = (None if c is None else Classifier.load(c, device=device) for c in (classifier, oracle))
         tiles = TileStore(store) if store else ex.store() if ex and 'data' in ex.card else None
         if ex is not None and ex.reference is None and tiles is not None: ex.refer(tiles.train)
         if folder != source: table = _pair_table(folder, clf or (ex and ex.classifier), tiles, second, target, p, seed)
         else:
-            table = evaluate(ex, methods=[m for m in methods.split(',') if m] or None, controls=[c for c in controls.split(',') if c not in ('', 'none')], target=target, n=n, p=p, alternatives=alternatives,
-                hold=() if hold == 'none' else tuple(hold.split(',')), classifier=clf, oracle=second, store=tiles, steps=steps, seed=seed, callback=lambda name: print(f'{name} ...', file=sys.stderr))
+            table = evaluate(ex, methods=[m for m in methods.split(',') if m] or None,
+                controls=[c for c in controls.split(',') if c not in ('', 'none')], target=target, n=n, p=p,
+                alternatives=alternatives,
+                hold=() if hold == 'none' else tuple(hold.split(',')), classifier=clf, oracle=second, store=tiles,
+                    steps=steps, seed=seed, callback=lambda name: print(f'{name} ...', file=sys.stderr))
             for name, why in table.skipped.items(): print(f'{name}: {why}', file=sys.stderr)
             for name, v in table.pairs.items() if export else (): save_pairs(v, Path(export)/name)
         table.save(out)
@@ -758,11 +854,13 @@ def _train_demo(out, size, tiles, kimg, seed):
         hx_tiles(str(write_folder(out/'tiles', tiles, size, seed=seed)), str(store), size=size, val=.1)
     if not clf.exists():
         say('training a classifier')
-        hx_classifier(str(store), str(clf), arch='test_resnet', scratch=True, epochs=12, lr=3e-3, patience=12, seed=seed)
+        hx_classifier(str(store), str(clf), arch='test_resnet', scratch=True, epochs=12, lr=3e-3, patience=12,
+            seed=seed)
     done = RunDir(run).latest() if run.exists() else None
     if done is None or done['nimg'] < kimg * 1000:
         say(f'training StyleEx for {kimg:g} thousand images')
-        train(TrainConfig(data=str(store), kimg=kimg, channel_base=1024, channel_max=64, seed=seed, log_kimg=max(kimg / 16, .1), snap_kimg=max(kimg / 4, .1)),
+        train(TrainConfig(data=str(store), kimg=kimg, channel_base=1024, channel_max=64, seed=seed,
+            log_kimg=max(kimg / 16, .1), snap_kimg=max(kimg / 4, .1)),
               run, Classifier.load(clf), ckpt=run if done else None)
     say('explaining held-out tiles')
     hx_explain(str(run), out=str(out/'report.html'), n=100)
@@ -770,7 +868,8 @@ def _train_demo(out, size, tiles, kimg, seed):
 
 def _show(path):
     "Open a page in a browser, where there is a desktop."
-    if sys.stdout.isatty() and (sys.platform in ('darwin', 'win32') or os.environ.get('DISPLAY')): webbrowser.open(Path(path).resolve().as_uri())
+    if sys.stdout.isatty() and (sys.platform in ('darwin', 'win32') or os.environ.get('DISPLAY')):
+        webbrowser.open(Path(path).resolve().as_uri())
 
 @call_parse
 def hx_demo(
@@ -788,8 +887,13 @@ def hx_demo(
         out = Path(out)
         if train: return _train_demo(out, size, n, kimg, seed)
         card = read_json(model_folder(model)/'card.json')
-        print(f"{card['name']}: a classifier of colon tissue ({', '.join(card['classes'])}), and a generator that knows what such tissue looks like.")
-        print(f"Asking of {'your pictures in ' + tiles if tiles else '24 pictures of tissue that the model draws'}: what would have to look different for the classifier to change its mind?")
-        hx_explain(model, [tiles] if tiles else None, seeds=None if tiles else 24, out=str(out/'report.html'), brief=True)
-        print(f"\nThe report is {out/'report.html'}: open it in a browser.\nNext:  hx_demo --tiles FOLDER      your own pictures\n       hx_explain --help          your own classifier, targets, tables\n       make lab                   notebooks, with the explorer")
+        print(f"{card['name']}: a classifier of colon tissue ({', '.join(card['classes'])}), and a generator that "
+            f"knows what such tissue looks like.")
+        print(f"Asking of {'your pictures in ' + tiles if tiles else '24 pictures of tissue that the model draws'}: "
+            f"what would have to look different for the classifier to change its mind?")
+        hx_explain(model, [tiles] if tiles else None, seeds=None if tiles else 24, out=str(out/'report.html'),
+            brief=True)
+        print(f"\nThe report is {out/'report.html'}: open it in a browser.\nNext:  hx_demo --tiles FOLDER      your "
+            f"own pictures\n       hx_explain --help          your own classifier, targets, tables\n       make lab    "
+            f"               notebooks, with the explorer")
         _show(out/'report.html')

@@ -18,7 +18,8 @@ from .images import from_uint8, hed, optical_density, resize, to_uint8
 from .classifier import log_odds
 from .explainer import Code, Explainer, as_batch, as_pictures
 from .latents import NoDirection
-from .methods import Ask, Edit, Trial, answer, crossing, differentiable, edge, in_views, methods, moved, search
+from histoxplaining.methods import (Ask, Edit, Trial, answer, crossing, differentiable, edge, in_views, methods, moved,
+    search)
 from .methods import direction, gradient, sefa
 from .inversion import carry_detail, refine as refined
 
@@ -26,7 +27,8 @@ from .inversion import carry_detail, refine as refined
 def _none(): return np.zeros((0,), np.float32)
 
 class Reason(str):
-    "Why there is no answer, in words; `code` is what to count by: 'already', 'size', 'outside', 'reconstruction', 'limit', 'below' or 'no method'. Empty on success."
+    """Why there is no answer, in words; `code` is what to count by: 'already', 'size', 'outside', 'reconstruction',
+    'limit', 'below' or 'no method'. Empty on success."""
     def __new__(cls, code='', text=''):
         self = super().__new__(cls, text)
         self.code = code
@@ -59,7 +61,8 @@ class Counterfactual:
     step:float = float('nan')         # edit size of the counterfactual, in standard deviations of encoded tissue
     steps:np.ndarray = field(default_factory=_none)       # [T] scanned edit sizes
     p_path:np.ndarray = field(default_factory=_none)      # [T] p at them
-    frames:np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8)) # uint8 [F, H, W, 3], when asked for
+    frames:np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 3),
+        np.uint8)) # uint8 [F, H, W, 3], when asked for
     frame_steps:np.ndarray = field(default_factory=_none) # [F]
     frame_p:np.ndarray = field(default_factory=_none)     # [F]
     heatmap:np.ndarray|None = None    # float32 [H, W]: change of mean optical density, reconstruction to counterfactual; > 0: darker
@@ -97,14 +100,16 @@ def decisions(
     target='next',         # class name, or 'next'
     classifier=None,       # another classifier than the model's own
 )->tuple:
-    "Probabilities `[N, C]`, and for each picture the class it is given and the class it should be given: two lists of indices."
+    """Probabilities `[N, C]`, and for each picture the class it is given and the class it should be given: two lists
+    of indices."""
     p = explainer.probabilities(pictures, classifier)
     return p, *_decided(explainer, p, target, classifier)
 
 def _decided(explainer, p, target, classifier=None):
     "Classes given and asked for, from probabilities."
     order = p.argsort(1, descending=True)
-    return order[:, 0].tolist(), order[:, 1].tolist() if target == 'next' else [explainer.class_index(target, classifier)] * len(p)
+    return order[:, 0].tolist(), order[:, 1].tolist() if target == 'next' else [explainer.class_index(target,
+        classifier)] * len(p)
 
 def _change(cf):
     "Heat map, stain maps, stain shift and area, from the picture before the edit to the final one."
@@ -137,8 +142,10 @@ def _missed(cf, found):
     "The best of some rays, and why it is not an answer."
     best = max(found, key=lambda f: (f.edit.reach[0] > 1e-3, f.best))
     top, reach = probability(best.best), float(best.edit.reach[0])
-    if reach < 1e-3: return best, Reason('limit', 'the edit would leave the encoded tissue at once: the code lies at its limit')
-    return best, Reason('below', f'p({cf.target}) stays below {cf.p_asked:.10g} (it reaches {top:.3g} within {reach:.3g} s.d.)')
+    if reach < 1e-3:
+        return best, Reason('limit', 'the edit would leave the encoded tissue at once: the code lies at its limit')
+    return best, Reason('below',
+        f'p({cf.target}) stays below {cf.p_asked:.10g} (it reaches {top:.3g} within {reach:.3g} s.d.)')
 
 def _answer(cf, found, job, j, frames):
     "Fill in a result: the found ray, or the best of those that failed."
@@ -150,7 +157,8 @@ def _answer(cf, found, job, j, frames):
         cf.p = float(probability(best.hit.log_odds))              # of this picture, as it was looked at ...
         if job.ask.views > 1:                                     # ... where that was the lesser of two
             cf.p = float(job.probabilities(best.hit.picture[None])[0, job.ask.target])
-            cf.p_views = float((in_views(job.explainer, best.hit.picture[None], job.ask.classifier, job.ask.views) / job.temperature).softmax(2).mean(0)[0, job.ask.target])
+            cf.p_views = float((in_views(job.explainer, best.hit.picture[None], job.ask.classifier, job.ask.views) /
+                job.temperature).softmax(2).mean(0)[0, job.ask.target])
         _change(cf)
     if best.edit.w is not None: cf.w = (cf.w[:1] + np.float32([[0], [last]]) * best.edit.w[0].mean(0).cpu().numpy())
     if cf.carried and cf.success: cf.ghosting = float(job.finish(job.render(j, best.edit, [last]), [j], True)[2])
@@ -163,8 +171,10 @@ def _answer(cf, found, job, j, frames):
 def _frames(cf, best, job, j, frames, last):
     "Render the path; gives what was seen as trials."
     cf.frame_steps = np.linspace(0, last, frames).astype(np.float32)
-    cf.frames = np.concatenate([job.finish(job.render(j, best.edit, s), [j] * len(s)) for s in np.array_split(cf.frame_steps, -(-frames // 64))])
-    cf.frames[0] = cf.before                                      # another batch size can round a grey level differently: one picture, one set of bytes
+    cf.frames = np.concatenate([job.finish(job.render(j, best.edit, s), [j] * len(s))
+        for s in np.array_split(cf.frame_steps, -(-frames // 64))])
+    # another batch size can round a grey level differently: one picture, one set of bytes
+    cf.frames[0] = cf.before
     if cf.success: cf.frames[-1] = cf.counterfactual
     logits = job.explainer.logits(cf.frames, job.ask.classifier) / job.temperature
     cf.frame_p = logits.softmax(1)[:, job.ask.target].numpy()
@@ -197,12 +207,16 @@ class _Job:
         "Search the rays of some pictures: per picture a list of `_Found`."
         out = [[] for _ in idx]
         start, size = self.originals if self.carry else self.recon, self.explainer.size
-        low = max(size // 8, (self.explainer.G.feat_shape or (0, 0))[1]) if size >= 128 else None   # below that the small picture saves nothing
+        # below that the small picture saves nothing
+        low = max(size // 8, (self.explainer.G.feat_shape or (0, 0))[1]) if size >= 128 else None
         finish = (lambda img, k: self.finish(img, [idx[i] for i in k])) if self.carry else None
         odds = log_odds(self.logits[idx], self.ask.target, self.temperature)
         for e in edits:
-            seen = search(self.explainer, self.code[idx], e, start[idx], self.ask, scan, odds, low if low != size else None, finish)
-            for k, s in enumerate(seen): out[k].append(_Found(method, e.pick([k]), s, answer(s, self.ask, None if e.whole is None else float(e.whole[k]))))
+            seen = search(self.explainer, self.code[idx], e, start[idx], self.ask, scan, odds,
+                low if low != size else None, finish)
+            for k, s in enumerate(seen):
+                out[k].append(_Found(method, e.pick([k]), s,
+                    answer(s, self.ask, None if e.whole is None else float(e.whole[k]))))
         return out
 
 # %% ../nbs/28_counterfactual.ipynb #b2873b7b
@@ -214,10 +228,14 @@ def heatmaps(
     cf:Counterfactual,      # a successful one
     perceptual:bool=True,   # with the LPIPS map, which needs AlexNet's weights
 )->dict:
-    "Maps of change `[H, W]`: 'density', 'H', 'E' (signed, optical density), 'absolute' (largest channel change on [0, 1]), 'perceptual' (LPIPS per pixel; Zhang et al. 2018). Raises `HxError` for a failure, `CheckpointError` without weights."
+    """Maps of change `[H, W]`: 'density', 'H', 'E' (signed, optical density), 'absolute' (largest channel change on
+    [0, 1]), 'perceptual' (LPIPS per pixel; Zhang et al. 2018). Raises `HxError` for a failure, `CheckpointError`
+    without weights."""
     if not cf.success: raise HxError(f'{cf.name}: there is no counterfactual to map ({cf.reason})')
-    out = dict(density=cf.heatmap, **cf.stain_maps, absolute=(np.abs(cf.counterfactual.astype(np.float32) - cf.before) / 255).max(-1))
-    if perceptual: out['perceptual'] = _lpips().pixels(from_uint8(cf.before[None]), from_uint8(cf.counterfactual[None]))[0].numpy()
+    out = dict(density=cf.heatmap, **cf.stain_maps,
+        absolute=(np.abs(cf.counterfactual.astype(np.float32) - cf.before) / 255).max(-1))
+    if perceptual:
+        out['perceptual'] = _lpips().pixels(from_uint8(cf.before[None]), from_uint8(cf.counterfactual[None]))[0].numpy()
     return out
 
 def nearest_tiles(
@@ -227,9 +245,12 @@ def nearest_tiles(
     k:int=3,                # how many
     tiles=None,             # the training split that the reference sample was drawn from; default: of the model's own store
 )->tuple:
-    "The real reference tiles of a class nearest to each picture: uint8 `[N, k, H, W, 3]`, and their distances `[N, k]` in standard deviations of encoded tissue."
+    """The real reference tiles of a class nearest to each picture: uint8 `[N, k, H, W, 3]`, and their distances `[N,
+    k]` in standard deviations of encoded tissue."""
     ref, t = explainer.reference, explainer.class_index(target)
-    if ref.index is None: raise DataError('the reference sample does not say which tiles it is of: call explainer.refer(store.train) again')
+    if ref.index is None:
+        raise DataError('the reference sample does not say which tiles it is of: call explainer.refer(store.train) '
+            'again')
     tiles = explainer.store().train if tiles is None else tiles
     own = (ref.labels == t).nonzero()[:, 0]
     if len(own) < k: raise DataError(f'{k} tiles of {explainer.classes[t]} wanted, the reference sample has {len(own)}')
@@ -241,12 +262,15 @@ def nearest_tiles(
 SAME = .9   # cosine of two changes of the picture above which they count as one answer
 
 def _order(explainer, method, ask):
-    "What to try, one after the other: names of methods, and what is asked of each. The translator asks for more each time, then the searches of before."
+    """What to try, one after the other: names of methods, and what is asked of each. The translator asks for more
+    each time, then the searches of before."""
     if method != 'auto': return [(method, ask)]
     first = []
     if explainer.translator is not None and ask.space != 's':
-        first = [('translate', ask), ('translate', replace(ask, closeness=0.)), ('translate', replace(ask, closeness=0., typical=not ask.typical))]
-    layout = [('gradient', replace(ask, space='w+layout'))] if explainer.reference.feat is not None and ask.space != 'w+layout' else []
+        first = [('translate', ask), ('translate', replace(ask, closeness=0.)),
+            ('translate', replace(ask, closeness=0., typical=not ask.typical))]
+    layout = [('gradient', replace(ask,
+        space='w+layout'))] if explainer.reference.feat is not None and ask.space != 'w+layout' else []
     style = [] if 'layout' in ask.space else [('direction', ask)]
     last = [] if differentiable(explainer, ask) else [('prototype', ask)]
     return first + style + [('gradient', ask)] + layout + last
@@ -255,27 +279,35 @@ def _bands(edit):
     "A ray in w restricted to the coarse, middle and fine layers."
     n = edit.w.shape[1]
     for name, k in zip(('coarse', 'middle', 'fine'), np.array_split(np.arange(n), 3)):
-        if len(k): yield Edit(f'{edit.name}, {name} layers', w=edit.w * torch.zeros(n, 1).index_fill(0, torch.as_tensor(k), 1.).to(edit.w), reach=edit.reach, slope=edit.slope / 2)
+        if len(k):
+            yield Edit(f'{edit.name}, {name} layers',
+                w=edit.w * torch.zeros(n, 1).index_fill(0, torch.as_tensor(k), 1.).to(edit.w), reach=edit.reach,
+                slope=edit.slope / 2)
 
 def _many_rays(explainer, method, code, ask):
     "(method, rays) for several answers."
     if method == 'auto' and explainer.translator is not None and ask.space != 's':
         drawn = replace(ask, n=max(2 * ask.n, 4))
-        return [('translate', methods()['translate'](explainer, code, a)) for a in (drawn, replace(drawn, closeness=0., seed=ask.seed + 1))]
+        return [('translate', methods()['translate'](explainer, code, a))
+            for a in (drawn, replace(drawn, closeness=0., seed=ask.seed + 1))]
     if method not in ('auto', 'direction', 'gradient'): return [(method, methods()[method](explainer, code, ask))]
     out, has_s = [], hasattr(getattr(explainer, 'G', None), 'styles')
     in_space = lambda s: replace(ask, space=s)
     if method != 'gradient':
         main = direction(explainer, code, in_space('w'))
         out += [('direction', main)]
-        if has_s: out += [('direction', direction(explainer, code, in_space('s'))), ('sefa', sefa(explainer, code, in_space('w'))),
-                          ('direction', list(_bands(Edit(main[0].name, w=main[0].w.expand(-1, code.w.shape[1], -1), reach=main[0].reach, slope=main[0].slope))))]
+        if has_s:
+            out += [('direction', direction(explainer, code, in_space('s'))),
+                ('sefa', sefa(explainer, code, in_space('w'))),
+                          ('direction', list(_bands(Edit(main[0].name, w=main[0].w.expand(-1, code.w.shape[1], -1),
+                              reach=main[0].reach, slope=main[0].slope))))]
     spaces = ['w'] + ['s'] * has_s + ['w+layout'] * (code.feat is not None)
     if method != 'direction': out += [('gradient', gradient(explainer, code, in_space(s))) for s in spaces]
     return out
 
 def effect(a, b):
-    "The change from one picture to another as a vector of unit length, blurred to a 16th of the side: what tells answers apart."
+    """The change from one picture to another as a vector of unit length, blurred to a 16th of the side: what tells
+    answers apart."""
     d = F.adaptive_avg_pool2d(optical_density(from_uint8(b)) - optical_density(from_uint8(a)), 16).flatten()
     return d / d.norm().clamp_min(1e-9)
 
@@ -299,7 +331,8 @@ REFINE = 30   # steps of refinement, where the reconstruction is judged otherwis
 
 def _inputs(explainer, images, seeds):
     "Names, pictures at their own sizes (or None), the same at the model's size (or None), and codes."
-    if seeds is not None: return [f'seed {s}' for s in seeds], None, None, Code(explainer.mapping(seeds), explainer.layouts(seeds))
+    if seeds is not None:
+        return [f'seed {s}' for s in seeds], None, None, Code(explainer.mapping(seeds), explainer.layouts(seeds))
     if isinstance(images, torch.Tensor) and images.shape[-1] == explainer.size:
         x, names = as_batch(images, explainer.size)
         return names, None, to_uint8(x), explainer.code(x)
@@ -309,7 +342,8 @@ def _inputs(explainer, images, seeds):
 
 @torch.no_grad()
 def _of_files(explainer, own, of_copies, ask):
-    "Logits of pictures at the size that the classifier looks at, made from their own size and not from the copy at the model's."
+    """Logits of pictures at the size that the classifier looks at, made from their own size and not from the copy at
+    the model's."""
     reads = getattr(ask.judge(explainer), 'size', explainer.size)
     logits = of_copies.clone()
     other = [i for i, a in enumerate(own or ()) if len(a) != explainer.size]
@@ -325,37 +359,54 @@ def _refined(explainer, originals, code, idx, steps, classifier, enough=None):
     for i in range(0, len(idx), 64):
         j = idx[i:i + 64]
         part = code[j]
-        new, f = refined(explainer, from_uint8(originals[j]).to(w.device), part.w, part.feat, steps, classifier, enough=enough)
+        new, f = refined(explainer, from_uint8(originals[j]).to(w.device), part.w, part.feat, steps, classifier,
+            enough=enough)
         w[j] = new
         if feat is not None: feat[j] = f
     return Code(w, feat)
 
 def _check(explainer, images, seeds, method, p, n, space, classifier, carry, views, closeness, question):
     "Raise `HxError` for what cannot be asked."
-    if method != 'auto' and method not in methods(): raise HxError(f"method '{method}': expected one of auto, {', '.join(methods())}")
+    if method != 'auto' and method not in methods():
+        raise HxError(f"method '{method}': expected one of auto, {', '.join(methods())}")
     if space not in ('w', 's', 'w+layout'): raise HxError(f"space '{space}': expected 'w', 's' or 'w+layout'")
     if not .5 <= p < 1: raise HxError(f'p={p}: expected from 0.5, where the decision turns, to below 1')
     if n < 1: raise HxError(f'n={n}: expected 1 or more')
     if not 1 <= views <= 8: raise HxError(f'views={views}: there are from one to eight')
-    if not 0 <= closeness <= 1: raise HxError(f'closeness={closeness}: expected from 0, as the class typically looks, to 1, as little as convinces')
-    if question not in ('needed', 'typical'): raise HxError(f"question '{question}': expected 'needed' (by the classifier) or 'typical' (of the class)")
+    if not 0 <= closeness <= 1:
+        raise HxError(f'closeness={closeness}: expected from 0, as the class typically looks, to 1, as little as '
+            f'convinces')
+    if question not in ('needed', 'typical'):
+        raise HxError(f"question '{question}': expected 'needed' (by the classifier) or 'typical' (of the class)")
     if (images is None) == (seeds is None): raise HxError('expected pictures or seeds, one of them')
     if carry and seeds is not None: raise HxError('carry: a generated picture has no detail that the generator missed')
-    if classifier is not None and not hasattr(classifier, 'classes'): raise HxError(f'classifier: expected a Classifier, found {type(classifier).__name__}: wrap it with Classifier.load(model, classes=[...], size=...)')
-    if explainer.reference is None: raise HxError('this model has no reference sample: call explainer.refer(store.train) first')
+    if classifier is not None and not hasattr(classifier, 'classes'):
+        raise HxError(f'classifier: expected a Classifier, found {type(classifier).__name__}: wrap it with '
+            f'Classifier.load(model, classes=[...], size=...)')
+    if explainer.reference is None:
+        raise HxError('this model has no reference sample: call explainer.refer(store.train) first')
 
 def _abstain(cf, says, real, small, sizes):
     "A `Reason` not to look for an answer, or an empty one."
-    if cf.source == cf.target: return Reason('already', f'the classifier already says {cf.target} (p = {cf.p_original if real else cf.p_reconstruction:.2f})')
-    if small != cf.source: return Reason('size', f'the classifier says {cf.source} of the picture at its own size ({sizes[0]} px), but {small} of its copy at the {sizes[1]} px of this model')
-    if real and cf.distance > cf.limit: return Reason('outside', f'the tile lies outside the encoded tissue (distance {cf.distance:.1f}, 99.5 % of tiles are within {cf.limit:.1f})')
-    if says != cf.source and not cf.carried: return Reason('reconstruction', f'the reconstruction alone changes the decision to {says}')
+    if cf.source == cf.target:
+        return Reason('already', f'the classifier already says {cf.target} (p = '
+            f'{cf.p_original if real else cf.p_reconstruction:.2f})')
+    if small != cf.source:
+        return Reason('size', f'the classifier says {cf.source} of the picture at its own size ({sizes[0]} px), but '
+            f'{small} of its copy at the {sizes[1]} px of this model')
+    if real and cf.distance > cf.limit:
+        return Reason('outside', f'the tile lies outside the encoded tissue (distance {cf.distance:.1f}, 99.5 % of '
+            f'tiles are within {cf.limit:.1f})')
+    if says != cf.source and not cf.carried:
+        return Reason('reconstruction', f'the reconstruction alone changes the decision to {says}')
     return Reason()
 
 def _solve(job, cfs, method, frames, scan):
     "Answer the questions of one job; per picture a list of `Counterfactual`."
     left, failed, found, why, ask = list(range(len(cfs))), {}, {}, '', job.ask
-    if ask.n == 1: attempts = ((m, lambda idx, m=m, a=a: methods()[m](job.explainer, job.code[idx], a)) for m, a in _order(job.explainer, method, ask))
+    if ask.n == 1:
+        attempts = ((m, lambda idx, m=m, a=a: methods()[m](job.explainer, job.code[idx], a)) for m,
+            a in _order(job.explainer, method, ask))
     else: attempts = ((m, lambda idx, rays=rays: rays) for m, rays in _many_rays(job.explainer, method, job.code, ask))
     for m, rays in attempts:
         if not left: break
@@ -371,19 +422,22 @@ def _solve(job, cfs, method, frames, scan):
         if ask.n == 1: left = [i for i in left if not found[i]]
     out = []
     for i, cf in enumerate(cfs):
-        good = found.get(i, []) if method == 'auto' and job.explainer.translator is not None else sorted(found.get(i, []), key=lambda f: f.hit.size)
+        good = found.get(i, []) if method == 'auto' and job.explainer.translator is not None else sorted(found.get(i,
+            []), key=lambda f: f.hit.size)
         if not good and not failed.get(i):
             cf.reason = Reason('no method', why)
             out.append([cf])
             continue
-        picked = [good[k] for k in diverse([effect(cf.before, f.hit.picture) for f in good], ask.n)] if good else [failed[i]]
+        picked = [good[k] for k in diverse([effect(cf.before, f.hit.picture) for f in good],
+            ask.n)] if good else [failed[i]]
         answers = [cf, *(replace(cf) for _ in picked[1:])]
         for c, f in zip(answers, picked): _answer(c, f, job, i, frames)
         out.append(answers)
     return out
 
 def _disagree(p_orig, p_recon, far=.1):
-    "Where tile and reconstruction are judged differently: another decision, or a probability that differs by more than 0.1."
+    """Where tile and reconstruction are judged differently: another decision, or a probability that differs by more
+    than 0.1."""
     return ((p_orig.argmax(1) != p_recon.argmax(1)) | ((p_orig - p_recon).abs().amax(1) > far)).nonzero()[:, 0].tolist()
 
 def explain(
@@ -407,7 +461,8 @@ def explain(
     scan:int=0,              # further sizes looked at before the crossing, for paths that may come back
     views:int=1,             # up to eight: p must hold for the picture and for the mean of so many of its dihedral views
 )->list:
-    "Counterfactuals, one per picture (n > 1: lists; `target='all'`: dicts by class). Raises `HxError` for an unknown class, method or option; a picture that cannot be explained is a result with a reason."
+    """Counterfactuals, one per picture (n > 1: lists; `target='all'`: dicts by class). Raises `HxError` for an
+    unknown class, method or option; a picture that cannot be explained is a result with a reason."""
     _check(explainer, images, seeds, method, p, n, space, classifier, carry, views, closeness, question)
     hold = (hold,) if isinstance(hold, str) else tuple(hold)
     if isinstance(classifier, torch.nn.Module): classifier = classifier.frozen().to(explainer.device)
@@ -416,27 +471,32 @@ def explain(
     names, own, originals, code = _inputs(explainer, images, seeds)
     known = _known(explainer, own, originals, code, ask, refine, carry)
     if target == 'all':
-        per = {k: _explain(explainer, names, originals, *known, k, ask, method, carry, frames, scan, start) for k in explainer.classes_of(ask.classifier)}
+        per = {k: _explain(explainer, names, originals, *known, k, ask, method, carry, frames, scan, start)
+            for k in explainer.classes_of(ask.classifier)}
         first = lambda v: v[0] if n > 1 else v
         return [{k: v[i] for k, v in per.items() if first(v[i]).source != k} for i in range(len(names))]
     return _explain(explainer, names, originals, *known, target, ask, method, carry, frames, scan, start)
 
 def _known(explainer, own, originals, code, ask, refine, carry):
-    "What does not depend on the target: codes (refined where that is needed), reconstructions, logits of files, of their copies and of reconstructions, which were refined, and the files' sizes."
-    if originals is not None and refine: code = _refined(explainer, originals, code, list(range(len(code))), refine, ask.classifier)
+    """What does not depend on the target: codes (refined where that is needed), reconstructions, logits of files, of
+    their copies and of reconstructions, which were refined, and the files' sizes."""
+    if originals is not None and refine:
+        code = _refined(explainer, originals, code, list(range(len(code))), refine, ask.classifier)
     recon = explainer.render(code)
     logits = explainer.logits(recon, ask.classifier)
     if originals is None: return code, recon, logits, logits, logits, set(), None
     of_files, of_tiles, T = None, explainer.logits(originals, ask.classifier), ask.judge(explainer).temperature
     of_files = _of_files(explainer, own, of_tiles, ask)
-    off = [] if refine is not None or carry or not hasattr(explainer, 'G') else _disagree((of_tiles / T).softmax(1), (logits / T).softmax(1))
+    off = [] if refine is not None or carry or not hasattr(explainer, 'G') else _disagree((of_tiles / T).softmax(1),
+        (logits / T).softmax(1))
     if off:
         code = _refined(explainer, originals, code, off, REFINE, ask.classifier, .08)
         recon[off] = explainer.render(code[off])
         logits[off] = explainer.logits(recon[off], ask.classifier)
     return code, recon, of_files, of_tiles, logits, set(off), None if own is None else [len(a) for a in own]
 
-def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_recon, off, sizes, target, ask, method, carry, frames, scan, start):
+def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_recon, off, sizes, target, ask, method,
+        carry, frames, scan, start):
     "Results for one target, in the order of the pictures."
     T = ask.judge(explainer).temperature
     p_orig, p_small, p_recon = ((v / T).softmax(1) for v in (of_files, of_tiles, of_recon))
@@ -445,15 +505,19 @@ def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_re
     distance, limit = explainer.reference.distance(code.mean).tolist(), edge(explainer)
     cfs, out = [], []
     for i, (s, t) in enumerate(zip(sources, targets)):
-        cf = Counterfactual(names[i], classes, classes[s], classes[t], ask.p, method, None if originals is None else originals[i], recon[i],
-                            p_original=float('nan') if originals is None else float(p_orig[i, t]), p_reconstruction=float(p_recon[i, t]), distance=distance[i], limit=limit,
+        cf = Counterfactual(names[i], classes, classes[s], classes[t], ask.p, method,
+            None if originals is None else originals[i], recon[i],
+                            p_original=float('nan') if originals is None else float(p_orig[i, t]),
+                                p_reconstruction=float(p_recon[i, t]), distance=distance[i], limit=limit,
                             w=np.repeat(code.mean[i:i + 1].cpu().numpy(), 2, 0), carried=carry, refined=i in off)
-        cf.reason = _abstain(cf, classes[int(p_recon[i].argmax())], originals is not None, classes[int(p_small[i].argmax())], (sizes[i] if sizes else explainer.size, explainer.size))
+        cf.reason = _abstain(cf, classes[int(p_recon[i].argmax())], originals is not None,
+            classes[int(p_small[i].argmax())], (sizes[i] if sizes else explainer.size, explainer.size))
         cfs.append(cf); out.append([cf])
     for s, t in sorted({(sources[i], targets[i]) for i, c in enumerate(cfs) if not c.reason}):
         idx = [i for i, c in enumerate(cfs) if not c.reason and (sources[i], targets[i]) == (s, t)]
         logits = of_tiles if carry else of_recon
-        job = _Job(explainer, code[idx], recon[idx], None if originals is None else originals[idx], replace(ask, source=s, target=t), carry, logits[idx])
+        job = _Job(explainer, code[idx], recon[idx], None if originals is None else originals[idx],
+            replace(ask, source=s, target=t), carry, logits[idx])
         for i, answers in zip(idx, _solve(job, [cfs[i] for i in idx], method, frames, scan)): out[i] = answers
     for cf in (c for answers in out for c in answers): cf.seconds = (time.perf_counter() - start) / len(cfs)
     return [a[0] for a in out] if ask.n == 1 else out
@@ -462,13 +526,16 @@ def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_re
 def summarise(
     cfs:list,         # from `explain`
 )->dict:
-    "Counts and medians over the explanations of pictures that were not of the target class already: n, flip rate, median edit size, changed area, stain shift, seconds, and reasons of failure."
+    """Counts and medians over the explanations of pictures that were not of the target class already: n, flip rate,
+    median edit size, changed area, stain shift, seconds, and reasons of failure."""
     if not cfs: raise HxError('no explanations to summarise')
     cfs = [c for c in cfs if c.source != c.target]                   # nothing was asked of those
     if not cfs: raise HxError('the classifier already says the target of every picture')
     ok = [c for c in cfs if c.success]
     med = lambda v: float(np.median(v)) if len(v) else float('nan')
     reasons = Counter(Reason(text=c.reason).short for c in cfs if not c.success)
-    return dict(n=len(cfs), flipped=len(ok), flip_rate=len(ok) / len(cfs), flip_half=sum(bool(np.isfinite(c.p_half)) and c.reason.code in ('', 'below') for c in cfs) / len(cfs),
-                step=med([c.step for c in ok]), area=med([c.area for c in ok]), H=med([c.stain_shift['H'] for c in ok]), E=med([c.stain_shift['E'] for c in ok]),
+    return dict(n=len(cfs), flipped=len(ok), flip_rate=len(ok) / len(cfs),
+        flip_half=sum(bool(np.isfinite(c.p_half)) and c.reason.code in ('', 'below') for c in cfs) / len(cfs),
+                step=med([c.step for c in ok]), area=med([c.area for c in ok]), H=med([c.stain_shift['H'] for c in ok]),
+                    E=med([c.stain_shift['E'] for c in ok]),
                 seconds=med([c.seconds for c in cfs]), reasons=dict(reasons))

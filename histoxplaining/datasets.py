@@ -36,28 +36,36 @@ def download_nct_crc(
     *,
     parts=PARTS,                          # of the record; those that start with CRC-VAL are for testing only
     size:int=64,                          # side of the tiles in the stores
-    classes={'benign': 'NORM', 'cancer': 'TUM'}, # as in `TileStore.create`: which tissue makes which class; None: all nine
+    classes={'benign': 'NORM',
+        'cancer': 'TUM'}, # as in `TileStore.create`: which tissue makes which class; None: all nine
     record:str=NCT_CRC,
     api:str=API,
     keep:bool=True,                       # keep the archives once the stores are made
     **kw,                                 # to `fetch`
 )->dict:
-    "Fetch parts of NCT-CRC-HE, as far as they are not there, and make a store of each: name -> `TileStore`. Repeating it goes on where it stopped. Raises `DataError`."
+    """Fetch parts of NCT-CRC-HE, as far as they are not there, and make a store of each: name -> `TileStore`.
+    Repeating it goes on where it stopped. Raises `DataError`."""
     folder, stores = Path(folder), {}
     folder.mkdir(parents=True, exist_ok=True)
     todo = [p for p in parts if not (folder/f'{p}_{size}.lmdb').exists()]
     files = record_files(record, folder, api, **kw) if todo else {}
     for p in todo:
-        if f'{p}.zip' not in files: raise DataError(f'{p}: no such part in record {record}; it has {", ".join(k.removesuffix(".zip") for k in files)}')
+        if f'{p}.zip' not in files:
+            raise DataError(f'{p}: no such part in record {record}; it has '
+                f'{", ".join(k.removesuffix(".zip") for k in files)}')
     for p in parts:
         store, archive = folder/f'{p}_{size}.lmdb', folder/f'{p}.zip'
         if p in todo:
             url, length, checksum = files[archive.name]
             if not archive.exists(): print(f'{archive.name}: {length / 2**30:.2f} GB to fetch')
-            TileStore.create(fetch(url, archive, size=length, checksum=checksum, **kw), store, size=size, classes=classes, mpp=.5, val=1 if p.startswith('CRC-VAL') else .1)
+            TileStore.create(fetch(url, archive, size=length, checksum=checksum, **kw), store, size=size,
+                classes=classes, mpp=.5, val=1 if p.startswith('CRC-VAL') else .1)
             if not keep: archive.unlink()
         stores[p] = TileStore(store)
         made = {c: list(v) for c, v in stores[p].manifest['merged'].items()}
-        want = made if classes is None or not isinstance(classes, dict) else {c: [v] if isinstance(v, str) else list(v) for c, v in classes.items()}
-        if made != want: raise DataError(f'{store}: was made with the classes {made}, not {want}; choose another folder, or remove it')
+        want = made if classes is None or not isinstance(classes,
+            dict) else {c: [v] if isinstance(v, str) else list(v) for c, v in classes.items()}
+        if made != want:
+            raise DataError(f'{store}: was made with the classes {made}, not {want}; choose another folder, or remove '
+                f'it')
     return stores

@@ -27,8 +27,11 @@ class LostProcess(HxError): "Another process of the run has ended or does not an
 @contextmanager
 def _asking(what):
     try: yield
-    except RuntimeError as e:                                          # gloo: connection closed or reset by peer, or timed out
-        raise LostProcess(f'process {rank()} of {world()}: another process of this run has ended or does not answer, while {what}; every process stops here. The newest checkpoint is complete: continue with --ckpt ({str(e).splitlines()[0][:120]})') from None
+    # gloo: connection closed or reset by peer, or timed out
+    except RuntimeError as e:
+        raise LostProcess(f'process {rank()} of {world()}: another process of this run has ended or does not answer, '
+            f'while {what}; every process stops here. The newest checkpoint is complete: continue with --ckpt '
+            f'({str(e).splitlines()[0][:120]})') from None
 
 @contextmanager
 def together(
@@ -60,7 +63,8 @@ def places(
 def gather(
     x:torch.Tensor,  # [n, ...] of this process
 )->torch.Tensor:
-    "`[n * world, ...]` in the order of the batch. Its gradient, averaged over processes as all gradients are, is that of the whole."
+    """`[n * world, ...]` in the order of the batch. Its gradient, averaged over processes as all gradients are, is
+    that of the whole."""
     N = world()
     if N == 1: return x
     parts = [torch.empty_like(x) for _ in range(N)]

@@ -20,7 +20,8 @@ from .images import dihedral, from_uint8, hed, read_image, resize, to_uint8, wri
 from .sources import picture_files
 from .tiles import TileStore
 from .classifier import Classifier, predict, train_classifier
-from .features import Features, FeatureSet, Lite0Distance, feature_set, features as get_features, fingerprint, perceptual
+from .features import (Features, FeatureSet, Lite0Distance, feature_set, features as get_features,
+    fingerprint, perceptual)
 from .metrics import Measured, Results, kid, ms_ssim
 from .explainer import Explainer, as_batch
 from .counterfactual import decisions, explain, methods as all_methods
@@ -52,7 +53,9 @@ class Pairs:
         if self.reasons is None: self.reasons = ['' if f else 'no counterfactual' for f in self.found]
         shapes = {np.shape(v) for v in (self.original, self.counterfactual, self.start)}
         if not n: raise DataError(f'{self.name}: no pairs')
-        if len(shapes) > 1: raise DataError(f'{self.name}: originals, counterfactuals and starts of one shape are expected, found {sorted(shapes)}')
+        if len(shapes) > 1:
+            raise DataError(f'{self.name}: originals, counterfactuals and starts of one shape are expected, found '
+                f'{sorted(shapes)}')
 
     def __len__(self): return len(self.original)
     def __repr__(self): return f'Pairs({self.name}: {int(self.found.sum())} of {len(self)} found)'
@@ -61,16 +64,20 @@ def as_pairs(
     cfs:list,        # from `explain`: a result per picture, or with n > 1 a list of results per picture
     name:str|None=None, # default: the method's
 )->Pairs:
-    "What `explain` found, as `Pairs`; pictures that are of the target class already were not asked about and are left out. Raises `DataError` where none is left."
+    """What `explain` found, as `Pairs`; pictures that are of the target class already were not asked about and are
+    left out. Raises `DataError` where none is left."""
     lists = [c if isinstance(c, (list, tuple)) else [c] for c in cfs]
     lists = [v for v in lists if v and v[0].source != v[0].target]
     if not lists: raise DataError('the classifier already says the target of every picture')
     best = [next((c for c in v if c.success), v[0]) for v in lists]
     path = lambda c: np.r_[c.p_path[c.steps < c.step], c.p] if c.success and len(c.p_path) else None
     index, found = best[0].classes.index, np.array([c.success for c in best])
-    return Pairs(name or best[0].method, tuple(best[0].classes), np.stack([c.reconstruction if c.original is None else c.original for c in best]),
-        np.stack([c.counterfactual if c.success else c.reconstruction for c in best]), *(np.array([index(getattr(c, k)) for c in best]) for k in ('source', 'target')), found,
-        np.stack([c.reconstruction for c in best]), [c.reason for c in best], [path(c) for c in best], np.array([c.step for c in best]),
+    return Pairs(name or best[0].method, tuple(best[0].classes),
+        np.stack([c.reconstruction if c.original is None else c.original for c in best]),
+        np.stack([c.counterfactual if c.success else c.reconstruction for c in best]),
+            *(np.array([index(getattr(c, k)) for c in best]) for k in ('source', 'target')), found,
+        np.stack([c.reconstruction for c in best]), [c.reason for c in best], [path(c) for c in best],
+            np.array([c.step for c in best]),
         [[c.counterfactual for c in v if c.success] for v in lists])
 
 # %% ../nbs/31_evaluation.ipynb #c2f43e69
@@ -88,21 +95,26 @@ def save_pairs(
         if pairs.found[i]: write_png(folder/'counterfactual'/name, pairs.counterfactual[i])
     with atomic_write(folder/'pairs.csv', 'w') as f:
         w = csv.writer(f)
-        w.writerows([('name', 'source', 'target', 'reason'), *((n, pairs.classes[s], pairs.classes[t], r) for n, s, t, r in zip(names, pairs.source, pairs.target, pairs.reasons))])
+        w.writerows([('name', 'source', 'target', 'reason'),
+            *((n, pairs.classes[s], pairs.classes[t], r) for n, s, t,
+            r in zip(names, pairs.source, pairs.target, pairs.reasons))])
     return folder
 
 def _by_name(folder):
     "Pictures of a folder by what they are called without their ending."
-    return {p.relative_to(folder).with_suffix('').as_posix(): p for p in picture_files(folder)} if folder.is_dir() else {}
+    return {p.relative_to(folder).with_suffix('').as_posix(): p
+        for p in picture_files(folder)} if folder.is_dir() else {}
 
 def _asked(folder, names, classes):
     "Target and reason of each name from pairs.csv; None where it does not say."
     if not (folder/'pairs.csv').is_file(): return [None] * len(names), [''] * len(names)
     with open(folder/'pairs.csv', newline='', encoding='utf-8-sig') as f: rows = list(csv.DictReader(f))
-    if rows and 'name' not in rows[0]: raise DataError(f"{folder/'pairs.csv'}: expected the columns name, target, reason, found {', '.join(rows[0])}")
+    if rows and 'name' not in rows[0]:
+        raise DataError(f"{folder/'pairs.csv'}: expected the columns name, target, reason, found {', '.join(rows[0])}")
     said = {Path(r['name']).with_suffix('').as_posix(): r for r in rows}
     wrong = sorted({r['target'] for r in rows if r.get('target') and r['target'] not in classes})
-    if wrong: raise DataError(f"{folder/'pairs.csv'}: target {wrong[0]!r}, but the classifier knows {', '.join(classes)}")
+    if wrong:
+        raise DataError(f"{folder/'pairs.csv'}: target {wrong[0]!r}, but the classifier knows {', '.join(classes)}")
     return [said.get(n, {}).get('target') or None for n in names], [said.get(n, {}).get('reason') or '' for n in names]
 
 def read_pairs(
@@ -115,33 +127,40 @@ def read_pairs(
     "Explanations that others made. Raises `DataError` with the file that is missing or does not fit."
     folder = Path(folder)
     originals, starts, after = (_by_name(folder/k) for k in ('original', 'start', 'counterfactual'))
-    if not originals: raise DataError(f"{folder}: expected pictures in {folder/'original'} and, under the same names, in {folder/'counterfactual'}")
+    if not originals:
+        raise DataError(f"{folder}: expected pictures in {folder/'original'} and, under the same names, in "
+            f"{folder/'counterfactual'}")
     names, first = list(originals), read_image(next(iter(originals.values())))
     stray = sorted(set(after) - set(names))
     if stray: raise DataError(f"{folder/'counterfactual'}: {stray[0]} has no original of that name")
     def picture(path, like):
         img = read_image(path)
-        if img.shape != like.shape: raise DataError(f'{path}: {img.shape[1]}x{img.shape[0]} pixels, expected {like.shape[1]}x{like.shape[0]}')
+        if img.shape != like.shape:
+            raise DataError(f'{path}: {img.shape[1]}x{img.shape[0]} pixels, expected {like.shape[1]}x{like.shape[0]}')
         return img
     x = np.stack([picture(p, first) for p in originals.values()])
     start = np.stack([picture(starts[n], first) if n in starts else v for n, v in zip(names, x)])
     said, reasons = _asked(folder, names, classifier.classes)
     p = _probabilities(classifier, x)
     order = p.argsort(1)[:, ::-1]
-    if target != 'next' and target not in classifier.classes: raise DataError(f"target {target!r}: expected 'next' or one of {', '.join(classifier.classes)}")
-    to = np.array([classifier.classes.index(t) if t else o[1] if target == 'next' else classifier.classes.index(target) for t, o in zip(said, order)])
+    if target != 'next' and target not in classifier.classes:
+        raise DataError(f"target {target!r}: expected 'next' or one of {', '.join(classifier.classes)}")
+    to = np.array([classifier.classes.index(t) if t else o[1] if target == 'next' else classifier.classes.index(target)
+        for t, o in zip(said, order)])
     found = np.array([n in after for n in names])
     y = np.stack([picture(after[n], first) if n in after else v for n, v in zip(names, start)])
     keep = order[:, 0] != to
     if not keep.any(): raise DataError(f'{folder}: the classifier already says the target of every original')
     pick = lambda v: [u for u, k in zip(v, keep) if k]
-    return Pairs(name or folder.name, tuple(classifier.classes), x[keep], y[keep], order[keep, 0], to[keep], found[keep], start[keep], [r if f else r or 'no counterfactual' for r, f in zip(pick(reasons), found[keep])])
+    return Pairs(name or folder.name, tuple(classifier.classes), x[keep], y[keep], order[keep, 0], to[keep],
+        found[keep], start[keep], [r if f else r or 'no counterfactual' for r, f in zip(pick(reasons), found[keep])])
 
 @torch.no_grad()
 def _probabilities(classifier, pictures, batch=128):
     "Calibrated probabilities of uint8 pictures: float64 `[N, C]`."
     device = next((b.device for b in classifier.buffers()), 'cpu') if isinstance(classifier, torch.nn.Module) else 'cpu'
-    return torch.cat([(classifier(from_uint8(pictures[i:i + batch]).to(device)) / classifier.temperature).softmax(1).double().cpu() for i in range(0, len(pictures), batch)]).numpy()
+    return torch.cat([(classifier(from_uint8(pictures[i:i + batch]).to(device)) /
+        classifier.temperature).softmax(1).double().cpu() for i in range(0, len(pictures), batch)]).numpy()
 
 # %% ../nbs/31_evaluation.ipynb #86571931
 def jpeg(
@@ -159,10 +178,12 @@ def stability(
     pairs:Pairs,
     classifier,
 )->dict:
-    "p of the target on the saved picture (`saved`), as the mean of its eight dihedral views (`views`) and after JPEG-90 (`jpeg`), of start (`start`): float64 `[N]` each."
+    """p of the target on the saved picture (`saved`), as the mean of its eight dihedral views (`views`) and after
+    JPEG-90 (`jpeg`), of start (`start`): float64 `[N]` each."""
     at = lambda pics: _probabilities(classifier, pics)[np.arange(len(pairs)), pairs.target]
     turn = lambda k: dihedral(torch.from_numpy(pairs.counterfactual).movedim(-1, 1), k).movedim(1, -1).numpy()
-    return dict(saved=at(pairs.counterfactual), views=np.mean([at(turn(k)) for k in range(8)], 0), jpeg=at(jpeg(pairs.counterfactual)), start=at(pairs.start))
+    return dict(saved=at(pairs.counterfactual), views=np.mean([at(turn(k)) for k in range(8)], 0),
+        jpeg=at(jpeg(pairs.counterfactual)), start=at(pairs.start))
 
 # %% ../nbs/31_evaluation.ipynb #753c990e
 def cout(
@@ -170,12 +191,14 @@ def cout(
     classifier,
     steps:int=16,      # T
 )->np.ndarray:
-    "Counterfactual transition score of each pair, from -1 to 1 (Khorram & Fuxin 2022), from start to counterfactual: float64 `[N]`."
+    """Counterfactual transition score of each pair, from -1 to 1 (Khorram & Fuxin 2022), from start to
+    counterfactual: float64 `[N]`."""
     x, y = (v.reshape(len(pairs), -1, 3) for v in (pairs.start, pairs.counterfactual))
     rank = np.argsort(np.argsort(-np.abs(x.astype(int) - y).sum(2), axis=1, kind='stable'), axis=1)
     rows, gap = np.arange(len(pairs)), []
     for t in range(steps + 1):
-        p = _probabilities(classifier, np.where((rank < round(t * rank.shape[1] / steps))[..., None], y, x).reshape(pairs.start.shape))
+        p = _probabilities(classifier, np.where((rank < round(t * rank.shape[1] / steps))[..., None], y,
+            x).reshape(pairs.start.shape))
         gap.append(p[rows, pairs.target] - p[rows, pairs.source])
     gap = np.array(gap)
     return ((gap[:-1] + gap[1:]) / 2).mean(0)
@@ -195,17 +218,21 @@ def changes(
     distance=None,      # (x, y) -> [N] of pictures in [-1, 1]; default: LPIPS where its weights are found
     batch:int=64,
 )->dict:
-    "Distances of each counterfactual to the original (`…_input`) and to the start (`…_start`), changed `area`, stain shift, `monotone`: float64 `[N]` each."
+    """Distances of each counterfactual to the original (`…_input`) and to the start (`…_start`), changed `area`,
+    stain shift, `monotone`: float64 `[N]` each."""
     distance = distance or perceptual()
-    kind = 'lite0' if isinstance(distance, Lite0Distance) else 'lpips' if type(distance).__name__ == 'LPIPS' else 'perceptual'
+    kind = 'lite0' if isinstance(distance,
+        Lite0Distance) else 'lpips' if type(distance).__name__ == 'LPIPS' else 'perceptual'
     x, s, y = (from_uint8(v) for v in (pairs.original, pairs.start, pairs.counterfactual))
     far = lambda a: torch.cat([distance(u, v) for u, v in zip(a.split(batch), y.split(batch))]).double().numpy()
     out = {}
     for end, a in (('input', x), ('start', s)):
         similar = ms_ssim(a, y)
-        out |= {f'l1_{end}': ((a - y).abs().mean([1, 2, 3]) / 2).double().numpy(), f'{kind}_{end}': far(a), f"{similar.record['metric']}_{end}": similar.values}
+        out |= {f'l1_{end}': ((a - y).abs().mean([1, 2, 3]) / 2).double().numpy(), f'{kind}_{end}': far(a),
+            f"{similar.record['metric']}_{end}": similar.values}
     shift = (hed(y) - hed(s))[:, :2].mean([2, 3]).abs().double().numpy()
-    return out | dict(area=((y - s).abs().amax(1) > .2).double().mean([1, 2]).numpy(), shift_h=shift[:, 0], shift_e=shift[:, 1],
+    return out | dict(area=((y - s).abs().amax(1) > .2).double().mean([1, 2]).numpy(), shift_h=shift[:, 0],
+        shift_e=shift[:, 1],
         monotone=np.array([smoothness(v) for v in pairs.paths]) if pairs.paths else np.full(len(pairs), math.nan))
 
 # %% ../nbs/31_evaluation.ipynb #7fa11436
@@ -218,17 +245,23 @@ def train_oracle(
     seed:int=1,
     **options,                  # of `train_classifier`
 )->Classifier:
-    "A second opinion. `report['oracle']` says whether it learnt from the tiles the explained one learnt from. Raises `DataError` for the same architecture or other classes."
+    """A second opinion. `report['oracle']` says whether it learnt from the tiles the explained one learnt from.
+    Raises `DataError` for the same architecture or other classes."""
     family = lambda name: (name or '').partition('@')[0]
-    if family(arch) == family(explained.arch): raise DataError(f'{arch}: is the architecture that is to be explained; choose another for the oracle')
-    if tuple(store.classes) != explained.classes: raise DataError(f'the classifier tells {", ".join(explained.classes)}; the tiles are {", ".join(store.classes)}')
+    if family(arch) == family(explained.arch):
+        raise DataError(f'{arch}: is the architecture that is to be explained; choose another for the oracle')
+    if tuple(store.classes) != explained.classes:
+        raise DataError(f'the classifier tells {", ".join(explained.classes)}; the tiles are {", ".join(store.classes)}')
     clf = train_classifier(store, arch=arch, pretrained=pretrained, seed=seed, **{'stain_jitter': True} | options)
-    clf.report['oracle'] = dict(explained=fingerprint(explained), same_tiles=explained.report.get('tiles', {}).get('hash') == store.hash)
+    clf.report['oracle'] = dict(explained=fingerprint(explained),
+        same_tiles=explained.report.get('tiles', {}).get('hash') == store.hash)
     return clf
 
 def _check_oracle(oracle, classifier):
-    if tuple(oracle.classes) != tuple(classifier.classes): raise HxError(f"the oracle knows {', '.join(oracle.classes)}, the classifier {', '.join(classifier.classes)}")
-    if isinstance(oracle, torch.nn.Module) and oracle.state_dict() and fingerprint(oracle) == fingerprint(classifier): raise HxError('the oracle is the classifier that is explained: it would agree with itself')
+    if tuple(oracle.classes) != tuple(classifier.classes):
+        raise HxError(f"the oracle knows {', '.join(oracle.classes)}, the classifier {', '.join(classifier.classes)}")
+    if isinstance(oracle, torch.nn.Module) and oracle.state_dict() and fingerprint(oracle) == fingerprint(classifier):
+        raise HxError('the oracle is the classifier that is explained: it would agree with itself')
 
 # %% ../nbs/31_evaluation.ipynb #8377ebff
 def _oracle_accuracy(oracle, real, targets):
@@ -245,14 +278,17 @@ def _vectors(pictures, features, known):
     return FeatureSet(np.stack([known[k] for k in keys]), features)
 
 def _kids(pairs, features, known, real, seed, subsets=50, **record):
-    "Kernel distance of the counterfactuals found to real tiles of the new class, and of their starts to those of the old one: means over classes."
+    """Kernel distance of the counterfactuals found to real tiles of the new class, and of their starts to those of
+    the old one: means over classes."""
     out = []
     for name, pics, cls in (('', pairs.counterfactual, pairs.target), ('_start', pairs.start, pairs.source)):
         rows = [pairs.found & (cls == k) for k in np.unique(cls[pairs.found])]
-        got = [kid(real.of_class(pairs.classes[cls[r][0]]), _vectors(pics[r], features, known), subsets=subsets, seed=seed) for r in rows if r.sum() >= 4]
+        got = [kid(real.of_class(pairs.classes[cls[r][0]]), _vectors(pics[r], features, known), subsets=subsets,
+            seed=seed) for r in rows if r.sum() >= 4]
         if not got: continue
         m, sd, r = float(np.mean(got)), float(np.sqrt(np.mean([g.record['sd']**2 for g in got]))), got[0].record
-        out.append(Measured(m, interval=(m - sd, m + sd), sd=sd, n_real=[g.record['n'][0] for g in got], seed=seed, **{k: r[k] for k in ('features', 'weights', 'resize')} | dict(metric=r['metric'] + name) | record))
+        out.append(Measured(m, interval=(m - sd, m + sd), sd=sd, n_real=[g.record['n'][0] for g in got], seed=seed,
+            **{k: r[k] for k in ('features', 'weights', 'resize')} | dict(metric=r['metric'] + name) | record))
     return out
 
 def _spread(others, distance):
@@ -277,7 +313,8 @@ def measure(
     seed:int=0,
     **record,               # further facts to keep
 )->Results:
-    "Everything about one method, as `Results` in which `class` is the method's name; per-tile values are in each figure's `.values`. Raises `HxError`."
+    """Everything about one method, as `Results` in which `class` is the method's name; per-tile values are in each
+    figure's `.values`. Raises `HxError`."""
     if oracle is not None: _check_oracle(oracle, classifier)
     distance, ok = distance or perceptual(), pairs.found
     facts = {'class': pairs.name, 'n': len(pairs), **record}
@@ -286,19 +323,24 @@ def measure(
     reasons = dict(Counter(r.split(' (')[0] for r, f in zip(pairs.reasons, ok) if not f).most_common())
     probs = stability(pairs, classifier)
     out = [of('answered', ok.astype(float), reasons=reasons)]
-    out += [of(f'flip_{t:g}{end}', (ok & (probs[k] >= t)).astype(float)) for k, end in (('saved', ''), ('views', '_views'), ('jpeg', '_jpeg')) for t in (.5, p)]
+    out += [of(f'flip_{t:g}{end}', (ok & (probs[k] >= t)).astype(float)) for k,
+        end in (('saved', ''), ('views', '_views'), ('jpeg', '_jpeg')) for t in (.5, p)]
     out += [of('p', only(probs['saved'])), of('p_views', only(probs['views']))]
     if oracle is not None:
         agrees = only((_probabilities(oracle, pairs.counterfactual).argmax(1) == pairs.target).astype(float))
         out.append(of('oracle_says_target', agrees, oracle=getattr(oracle, 'arch', None)))
-        if (held := real if held is None else held) is not None: out.append(of('oracle', agrees, over=_oracle_accuracy(oracle, held, pairs.target), oracle=getattr(oracle, 'arch', None)))
+        if (held := real if held is None else held) is not None:
+            out.append(of('oracle', agrees, over=_oracle_accuracy(oracle, held, pairs.target),
+                oracle=getattr(oracle, 'arch', None)))
     if real is not None and ok.any():
         features = features or get_features('lite0')
         real = feature_set(real, features) if isinstance(real, TileStore) else real
         out += _kids(pairs, features, {} if known is None else known, real, seed, **facts)
     out += [of(k, only(v)) for k, v in changes(pairs, distance).items()]
     out.append(of('cout', only(cout(pairs, classifier))))
-    if pairs.others and max(map(len, pairs.others)) > 1: out += [of('diversity', np.array([_spread(v, distance) for v in pairs.others])), of('alternatives', np.array([float(len(v)) for v in pairs.others]))]
+    if pairs.others and max(map(len, pairs.others)) > 1:
+        out += [of('diversity', np.array([_spread(v, distance) for v in pairs.others])),
+            of('alternatives', np.array([float(len(v)) for v in pairs.others]))]
     return Results(m for m in out if m == m)
 
 # %% ../nbs/31_evaluation.ipynb #414e3dbf
@@ -322,7 +364,9 @@ class Question:
         "An answer to it: pictures where something was found."
         found = np.ones(len(self.original), bool) if found is None else np.asarray(found, bool)
         start = self.start if start is None else start
-        return Pairs(name, tuple(self.classifier.classes), self.original, np.where(found[:, None, None, None], pictures, start), self.source, self.target, found, start, ['' if f else why for f in found])
+        return Pairs(name, tuple(self.classifier.classes), self.original,
+            np.where(found[:, None, None, None], pictures, start), self.source, self.target, found, start,
+            ['' if f else why for f in found])
 
     def reached(self, pictures):
         "Where the saved picture has the asked p: bool `[N]`."
@@ -338,7 +382,8 @@ def pgd(
     for x, t in zip(from_uint8(q.original).split(64), torch.from_numpy(q.target).split(64)):
         d = torch.zeros_like(x, requires_grad=True)
         for _ in range(steps):
-            g, = torch.autograd.grad(F.cross_entropy(q.explainer.classify(x + d, q.classifier).cpu(), t, reduction='sum'), d)
+            g, = torch.autograd.grad(F.cross_entropy(q.explainer.classify(x + d, q.classifier).cpu(), t,
+                reduction='sum'), d)
             d = ((d - 2.5 * eps / steps * g.sign()).clamp(-eps, eps) + x).clamp(-1, 1).sub(x).detach().requires_grad_()
         out.append(to_uint8(x + d.detach()))
     pics = np.concatenate(out)
@@ -346,14 +391,17 @@ def pgd(
 
 @torch.no_grad()
 def random_step(q:Question)->Pairs:
-    "From the same start, as far as the first method went (its median where it found nothing), in a random direction of encoded tissue."
+    """From the same start, as far as the first method went (its median where it found nothing), in a random
+    direction of encoded tissue."""
     w, feat = q.explainer.encode(q.original)
     L = torch.linalg.cholesky(q.explainer.reference.covariance().double()).float().to(w)
     u = F.normalize(torch.randn(len(w), w.shape[-1], generator=stream(q.seed, 'evaluation/random')), dim=1).to(w)
     known = q.step is not None and np.isfinite(q.step).any()
-    size = torch.from_numpy(np.where(np.isfinite(q.step), q.step, np.nanmedian(q.step)) if known else np.full(len(w), 2.)).to(w)
+    size = torch.from_numpy(np.where(np.isfinite(q.step), q.step, np.nanmedian(q.step)) if known
+        else np.full(len(w), 2.)).to(w)
     w = w + (size[:, None] * (u @ L.T))[:, None]
-    return q.pairs('random', np.concatenate([to_uint8(q.explainer.generate(w[i:i + 64], None if feat is None else feat[i:i + 64])) for i in range(0, len(w), 64)]))
+    return q.pairs('random', np.concatenate([to_uint8(q.explainer.generate(w[i:i + 64],
+        None if feat is None else feat[i:i + 64])) for i in range(0, len(w), 64)]))
 
 def _margin(logits, target):
     "How far the target's logit is above the largest other."
@@ -366,7 +414,8 @@ def optimised(
     weight=.01,    # of the squared length
     batch=32,
 )->Pairs:
-    "Adam on w, in standard deviations of encoded tissue, until the saved picture has the asked p: margin plus `weight` times squared length (Wachter et al. 2018)."
+    """Adam on w, in standard deviations of encoded tissue, until the saved picture has the asked p: margin plus
+    `weight` times squared length (Wachter et al. 2018)."""
     ex = q.explainer
     L = torch.linalg.cholesky(ex.reference.covariance().double()).float().to(ex.device)
     final, found = q.start.copy(), np.zeros(len(q.start), bool)
@@ -381,7 +430,8 @@ def optimised(
             done = _probabilities(q.classifier, pics)[np.arange(len(rows)), t[rows].cpu().numpy()] >= q.p
             hit = rows.cpu().numpy()[done] + i
             final[hit], found[hit] = pics[done], True
-            loss = (F.relu(6 - _margin(ex.classify(img, q.classifier) / q.classifier.temperature, t[rows])) + weight * d[rows].square().sum(1)).sum()
+            loss = (F.relu(6 - _margin(ex.classify(img, q.classifier) / q.classifier.temperature, t[rows])) + weight *
+                d[rows].square().sum(1)).sum()
             opt.zero_grad(); loss.backward(); opt.step()
             rows = rows[torch.from_numpy(~done).to(rows.device)]
             if not len(rows): break
@@ -402,7 +452,8 @@ def nearest(
     far = torch.cdist(own, theirs)
     far[torch.from_numpy(says[:, q.target].T < q.p)] = math.inf
     d, k = far.min(1)
-    return q.pairs('nearest', pool[k.numpy()], np.isfinite(d.numpy()), q.original, f'no training tile of which the classifier says it with {q.p:g}')
+    return q.pairs('nearest', pool[k.numpy()], np.isfinite(d.numpy()), q.original,
+        f'no training tile of which the classifier says it with {q.p:g}')
 
 def unedited(q:Question)->Pairs:
     "The start of the edit, handed out as it is."
@@ -421,9 +472,11 @@ def latency(
     classifier=None,
     **options,                 # of `explain`
 )->Results:
-    "Seconds per picture of encoding, rendering, classification and the whole explanation; the direction of a class pair is found beforehand, once for all pictures."
+    """Seconds per picture of encoding, rendering, classification and the whole explanation; the direction of a class
+    pair is found beforehand, once for all pictures."""
     x, _ = as_batch(images, explainer.size)
-    explain(explainer, x[:1], method=method, classifier=classifier, **options)                          # directions, and the first pass of every network
+    # directions, and the first pass of every network
+    explain(explainer, x[:1], method=method, classifier=classifier, **options)
     clf, out = classifier or explainer.classifier, Results()
     w, feat = explainer.encode(x[:1])
     for b in batches:
@@ -438,12 +491,15 @@ def latency(
                 explainer.probabilities(pics, clf); marks.append(time.perf_counter())
             explain(explainer, v, method=method, classifier=classifier, **options); marks.append(time.perf_counter())
             for k, t in zip(times, np.diff(marks)): times[k].append(t / b)
-        out += [Measured(np.median(v), metric=f'seconds_{k}_b{b}', interval=tuple(np.percentile(v, [5, 95])), batch=b, repeats=many, threads=torch.get_num_threads(), device=str(explainer.device), **{'class': method}) for k, v in times.items()]
+        out += [Measured(np.median(v), metric=f'seconds_{k}_b{b}', interval=tuple(np.percentile(v, [5, 95])), batch=b,
+            repeats=many, threads=torch.get_num_threads(), device=str(explainer.device), **{'class': method}) for k,
+            v in times.items()]
     return out
 
 # %% ../nbs/31_evaluation.ipynb #988e436e
 class Evaluation(Results):
-    "`Results` with the pairs they are about in `.pairs`, by name, and in `.skipped` what could not be run, with the reason."
+    """`Results` with the pairs they are about in `.pairs`, by name, and in `.skipped` what could not be run, with
+    the reason."""
     def __init__(self, items=()):
         super().__init__(items)
         self.pairs, self.skipped = {}, {}
@@ -457,13 +513,15 @@ class Evaluation(Results):
         return Results(m for k in metrics for m in self if m.record['metric'] == k)
 
 def _choose(store, n, seed):
-    "n held-out tiles per class to explain, and as a view those that are left, or all training tiles where fewer than 50 of a class are."
+    """n held-out tiles per class to explain, and as a view those that are left, or all training tiles where fewer
+    than 50 of a class are."""
     val = store.val
     picks = []
     for k in range(len(val.classes)):
         mine = np.flatnonzero(val.labels == k)
         if not len(mine): raise DataError(f'{store.path}: no held-out tiles of {val.classes[k]}; build it with val > 0')
-        picks.append(mine[torch.randperm(len(mine), generator=stream(seed, f'evaluation/{val.classes[k]}')).numpy()[:n]])
+        picks.append(mine[torch.randperm(len(mine),
+            generator=stream(seed, f'evaluation/{val.classes[k]}')).numpy()[:n]])
     pick = np.sort(np.concatenate(picks))
     rest = val.subset(np.setdiff1d(np.arange(len(val)), pick), 'val, not explained')
     return [val[int(i)][0] for i in pick], rest if min(rest.counts.values()) >= 50 else store.train
@@ -494,23 +552,30 @@ def evaluate(
     callback=None,           # called with the name of each column before it is worked on
 )->Evaluation:
     "One table: methods and controls on the same tiles. A method that cannot be run is in `.skipped`. Raises `HxError`."
-    if not isinstance(explainer, Explainer): explainer = Explainer.from_run(explainer) if (Path(explainer)/'model').is_dir() else Explainer.load(explainer)
+    if not isinstance(explainer, Explainer):
+        explainer = Explainer.from_run(explainer) if (Path(explainer)/'model').is_dir() else Explainer.load(explainer)
     names = list(all_methods()) if methods is None else [methods] if isinstance(methods, str) else list(methods)
     unknown = [m for m in names if m not in ('auto', *all_methods())] + [c for c in controls if c not in CONTROLS]
-    if unknown: raise HxError(f"{unknown[0]!r}: expected methods of {', '.join(all_methods())}, controls of {', '.join(CONTROLS)}")
+    if unknown:
+        raise HxError(f"{unknown[0]!r}: expected methods of {', '.join(all_methods())}, controls of "
+            f"{', '.join(CONTROLS)}")
     if store is None and (images is None or 'data' in explainer.card): store = explainer.store()
     held = real = None if store is None else store.val if len(store.val) else store
     if images is None: images, real = _choose(store, n, seed)
     clf = classifier or explainer.classifier
     if oracle is not None: _check_oracle(oracle, clf)
     x, _ = as_batch(images, explainer.size)
-    pics, out, distance, features = to_uint8(x), Evaluation(), perceptual(), features or get_features('lite0', size=min(2 * explainer.size, 224))
+    pics, out, distance, features = to_uint8(x), Evaluation(), perceptual(), features or get_features('lite0',
+        size=min(2 * explainer.size, 224))
     _, source, to = (np.asarray(v) for v in decisions(explainer, pics, target, classifier))
     asked = source != to
     if not asked.any(): raise HxError('the classifier already says the target of every picture')
     pics, source, to = pics[asked], source[asked], to[asked]
-    q = Question(explainer, clf, pics, np.concatenate([to_uint8(explainer.reconstruct(pics[i:i + 64])) for i in range(0, len(pics), 64)]), source, to, p if ask is None else ask, store, features, steps=steps, seed=seed)
-    kw = dict(p=p, oracle=oracle, real=real, held=held, features=features, distance=distance, known={}, boots=boots, seed=seed)
+    q = Question(explainer, clf, pics, np.concatenate([to_uint8(explainer.reconstruct(pics[i:i + 64]))
+        for i in range(0, len(pics), 64)]), source, to, p if ask is None else ask, store, features, steps=steps,
+        seed=seed)
+    kw = dict(p=p, oracle=oracle, real=real, held=held, features=features, distance=distance, known={}, boots=boots,
+        seed=seed)
     def column(name, make):
         if callback: callback(name)
         try: found = make()
@@ -518,7 +583,8 @@ def evaluate(
         out.pairs[found.name] = found
         out.extend(measure(found, clf, **kw))
     for m in names:
-        opts = dict(target=target, p=q.p, method=m, hold=hold, classifier=classifier, seed=seed, views=views, space=space) | ({'n': alternatives} if alternatives > 1 else {})
+        opts = dict(target=target, p=q.p, method=m, hold=hold, classifier=classifier, seed=seed, views=views,
+            space=space) | ({'n': alternatives} if alternatives > 1 else {})
         column(m, lambda: as_pairs(explain(explainer, pics, **opts), m))
         if q.step is None and m in out.pairs and np.isfinite(out.pairs[m].step).any(): q.step = out.pairs[m].step
         if latencies and m in out.pairs: out.extend(latency(explainer, pics, **opts))
@@ -531,7 +597,8 @@ def risk_coverage(
     score,      # [N], higher: more trusted
     wrong,      # [N] 0 or 1; nan where nothing was handed out
 )->tuple:
-    "Coverage and risk `[n]` as less and less trusted answers are included, and the area under risk over the coverage that is reached (El-Yaniv & Wiener 2010; ties share their place)."
+    """Coverage and risk `[n]` as less and less trusted answers are included, and the area under risk over the
+    coverage that is reached (El-Yaniv & Wiener 2010; ties share their place)."""
     score, wrong = np.asarray(score, float), np.asarray(wrong, float)
     ok = np.isfinite(score) & np.isfinite(wrong)
     if not ok.any(): raise HxError('no answers to rank')
@@ -542,7 +609,9 @@ def risk_coverage(
     return n / len(score), risk, float((risk * np.diff(n, prepend=0)).sum() / n[-1])
 
 # %% ../nbs/31_evaluation.ipynb #f415c353
-HEADLINE = {'answered': 'answered', 'flip_0.9': 'flips to 0.9', 'flip_0.5_views': '... holds in 8 views', 'flip_0.5_jpeg': '... after JPEG', 'oracle': 'oracle', 'kid': 'distance to new class', 'kid_start': '... of starts to old', 'lpips_start': 'LPIPS to start',
+HEADLINE = {'answered': 'answered', 'flip_0.9': 'flips to 0.9', 'flip_0.5_views': '... holds in 8 views',
+    'flip_0.5_jpeg': '... after JPEG', 'oracle': 'oracle', 'kid': 'distance to new class',
+    'kid_start': '... of starts to old', 'lpips_start': 'LPIPS to start',
             'area': 'area', 'shift_h': 'H shift', 'shift_e': 'E shift', 'seconds_explain_b32': 's per picture'}
 
 def _is(metric, key):
@@ -556,7 +625,8 @@ def overview(
 )->str:
     "A Markdown table: a row per method or control, intervals in brackets; columns that nobody has are left out."
     names = list(dict.fromkeys(m.record['class'] for m in results))
-    find = lambda name, key: next((m for m in results if m.record['class'] == name and _is(m.record['metric'], key)), None)
+    find = lambda name, key: next((m for m in results if m.record['class'] == name and _is(m.record['metric'], key)),
+        None)
     columns = {k: v for k, v in columns.items() if any(find(n, k) is not None for n in names)}
     def text(m):
         if m is None: return ''

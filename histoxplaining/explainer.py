@@ -22,15 +22,21 @@ from .tiles import TileStore
 
 # %% ../nbs/23_explainer.ipynb #7b1fb7bf
 def _tensor_pictures(t):
-    "uint8 pictures `[N, H, W, 3]` of a float tensor in [-1, 1]. Raises `DataError`, and warns where the numbers look like those of another range."
+    """uint8 pictures `[N, H, W, 3]` of a float tensor in [-1, 1]. Raises `DataError`, and warns where the numbers
+    look like those of another range."""
     if t.ndim == 3: t = t[None]
-    if t.ndim != 4 or t.shape[1] != 3 or not t.is_floating_point(): raise DataError(f'expected a float tensor [N, 3, H, W] in [-1, 1], found {t.dtype} {list(t.shape)}')
-    if not torch.isfinite(t).all() or t.abs().max() > 1.01: raise DataError('expected a tensor in [-1, 1]; use images.from_uint8 for uint8 pictures')
-    if t.min() >= 0: warnings.warn('the tensor has no negative number: pictures in [-1, 1] are expected; if it goes from 0 to 1 (ToTensor), pass x * 2 - 1', stacklevel=4)
+    if t.ndim != 4 or t.shape[1] != 3 or not t.is_floating_point():
+        raise DataError(f'expected a float tensor [N, 3, H, W] in [-1, 1], found {t.dtype} {list(t.shape)}')
+    if not torch.isfinite(t).all() or t.abs().max() > 1.01:
+        raise DataError('expected a tensor in [-1, 1]; use images.from_uint8 for uint8 pictures')
+    if t.min() >= 0:
+        warnings.warn('the tensor has no negative number: pictures in [-1, 1] are expected; if it goes from 0 to 1 '
+            '(ToTensor), pass x * 2 - 1', stacklevel=4)
     return t.float()
 
 def as_picture(im, name='picture')->np.ndarray:
-    "One picture in any usual form as uint8 `[H, W, 3]`: a path, a PIL image, or an array: RGB, RGBA, grey, channels first or last, floats from 0 to 1. Raises `DataError`."
+    """One picture in any usual form as uint8 `[H, W, 3]`: a path, a PIL image, or an array: RGB, RGBA, grey,
+    channels first or last, floats from 0 to 1. Raises `DataError`."""
     if isinstance(im, (str, Path)): return read_image(im)
     if hasattr(im, 'convert') and hasattr(im, 'getbands'):
         b = io.BytesIO()
@@ -39,11 +45,15 @@ def as_picture(im, name='picture')->np.ndarray:
     a = np.asarray(im)
     if a.ndim == 3 and a.shape[2] not in (1, 3, 4) and a.shape[0] in (1, 3, 4): a = np.moveaxis(a, 0, -1)
     if a.ndim == 2: a = a[..., None]
-    if a.ndim != 3 or a.shape[2] not in (1, 3, 4): raise DataError(f'{name}: expected a picture [H, W, 3], found {a.dtype} {list(a.shape)}')
+    if a.ndim != 3 or a.shape[2] not in (1, 3, 4):
+        raise DataError(f'{name}: expected a picture [H, W, 3], found {a.dtype} {list(a.shape)}')
     if a.dtype.kind == 'f':
-        if not np.isfinite(a).all() or a.min() < 0 or a.max() > 1: raise DataError(f'{name}: a float picture with values from {np.nanmin(a):.3g} to {np.nanmax(a):.3g}; expected from 0 to 1, or uint8')
+        if not np.isfinite(a).all() or a.min() < 0 or a.max() > 1:
+            raise DataError(f'{name}: a float picture with values from {np.nanmin(a):.3g} to {np.nanmax(a):.3g}; '
+                f'expected from 0 to 1, or uint8')
         a = (a * 255).round().astype(np.uint8)
-    if a.dtype == bool or a.dtype.kind in 'iu' and a.dtype != np.uint8 and 0 <= a.min() and 1 < a.max() <= 255: a = a.astype(np.uint8)
+    if a.dtype == bool or a.dtype.kind in 'iu' and a.dtype != np.uint8 and 0 <= a.min() and 1 < a.max() <= 255:
+        a = a.astype(np.uint8)
     if a.dtype != np.uint8: raise DataError(f'{name}: expected uint8 [H, W, 3], found {a.dtype} {list(a.shape)}')
     if a.shape[2] == 4:
         alpha = a[..., 3:].astype(np.float32) / 255
@@ -53,10 +63,13 @@ def as_picture(im, name='picture')->np.ndarray:
 def as_pictures(
     images,        # path(s), PIL image(s), array(s), or a float tensor [N, 3, H, W] in [-1, 1]
 )->tuple:
-    "Pictures of any form as a list of square uint8 arrays at their own sizes, and their names. Warns where sides are cut off. Raises `DataError`."
-    if isinstance(images, torch.Tensor) and images.is_floating_point(): images = list(to_uint8(_tensor_pictures(images)))
+    """Pictures of any form as a list of square uint8 arrays at their own sizes, and their names. Warns where sides
+    are cut off. Raises `DataError`."""
+    if isinstance(images, torch.Tensor) and images.is_floating_point():
+        images = list(to_uint8(_tensor_pictures(images)))
     elif isinstance(images, torch.Tensor): images = images.numpy()
-    one = isinstance(images, (str, Path)) or hasattr(images, 'getbands') or isinstance(images, np.ndarray) and images.ndim <= 3
+    one = isinstance(images, (str, Path)) or hasattr(images, 'getbands') or isinstance(images,
+        np.ndarray) and images.ndim <= 3
     out, names, cut = [], [], []
     for i, im in enumerate([images] if one else images):
         names.append(Path(im).name if isinstance(im, (str, Path)) else f'tile {i}')
@@ -66,7 +79,9 @@ def as_pictures(
         if side < .99 * max(h, w): cut.append((1 - side / max(h, w), names[-1]))
         out.append(a[(h - side) // 2:(h - side) // 2 + side, (w - side) // 2:(w - side) // 2 + side])
     if not out: raise DataError('no pictures')
-    if cut: warnings.warn(f'{len(cut)} pictures are not square: only the middle square is looked at, up to {max(cut)[0]:.0%} of the area is cut off (such as of {max(cut)[1]})', stacklevel=3)
+    if cut:
+        warnings.warn(f'{len(cut)} pictures are not square: only the middle square is looked at, up to '
+            f'{max(cut)[0]:.0%} of the area is cut off (such as of {max(cut)[1]})', stacklevel=3)
     return out, names
 
 def as_batch(
@@ -105,7 +120,9 @@ class Code:
     def to(self, device): return Code(self.w.to(device), None if self.feat is None else self.feat.to(device))
 
     @classmethod
-    def cat(cls, codes): return cls(torch.cat([c.w for c in codes]), None if codes[0].feat is None else torch.cat([c.feat for c in codes]))
+    def cat(cls, codes):
+        return cls(torch.cat([c.w for c in codes]),
+            None if codes[0].feat is None else torch.cat([c.feat for c in codes]))
 
 class Cache:
     "What was worked out once for a model: kept under what it is and everything that it depends on."
@@ -145,26 +162,30 @@ class Reference:
         return self.w.mean(0)
 
     def covariance(self, shrinkage=.1):
-        "Covariance of w, shrunk towards its diagonal (fewer tiles than a stable estimate of w_dim^2 numbers would take): `[w_dim, w_dim]`."
+        """Covariance of w, shrunk towards its diagonal (fewer tiles than a stable estimate of w_dim^2 numbers would
+        take): `[w_dim, w_dim]`."""
         S = torch.cov(self.w.T.double()).float()
         return (1 - shrinkage) * S + shrinkage * torch.diag(S.diagonal()) + 1e-6 * S.diagonal().mean() * torch.eye(len(S))
 
     @cached_property
     def root(self):
-        "Cholesky factor of the covariance: a step of `root @ u` has the length `|u|` in standard deviations of encoded tissue."
+        """Cholesky factor of the covariance: a step of `root @ u` has the length `|u|` in standard deviations of
+        encoded tissue."""
         return torch.linalg.cholesky(self.covariance().double()).float()
 
     def whitened(self, w):
         "Codes `[..., w_dim]` relative to the mean, in standard deviations."
         root = self.root.to(w)
-        return torch.linalg.solve_triangular(root, (w - self.mean.to(w)).reshape(-1, len(root)).T, upper=False).T.reshape(w.shape)
+        return torch.linalg.solve_triangular(root, (w - self.mean.to(w)).reshape(-1, len(root)).T,
+            upper=False).T.reshape(w.shape)
 
     def distance(self, w):
         "Mahalanobis distance of codes `[..., w_dim]` from the mean."
         return self.whitened(w).norm(dim=-1)
 
     def limit(self, percentile=99.5):
-        "Distance that so many percent of encoded tiles stay below. Each tile is measured by the covariance of the others (Sherman & Morrison 1950), as a new tile would be."
+        """Distance that so many percent of encoded tiles stay below. Each tile is measured by the covariance of the
+        others (Sherman & Morrison 1950), as a new tile would be."""
         n, d2 = len(self.w), self.distance(self.w).square()
         d2 = (n / (n - 1))**2 * d2 / (1 - n / (n - 1)**2 * .9 * d2).clamp_min(1e-3) * (n - 2) / (n - 1)
         return float(torch.quantile(d2, percentile / 100).sqrt())
@@ -174,8 +195,10 @@ MODELS = Path(__file__).parent/'models' if '__file__' in globals() else Path('..
 
 def usable(device)->torch.device:
     "A device that is there. Raises `HxError`."
-    d = torch.device('cuda' if device == 'auto' and torch.cuda.is_available() else 'cpu' if device == 'auto' else device)
-    if d.type == 'cuda' and not torch.cuda.is_available(): raise HxError(f"device '{device}': PyTorch finds no GPU here; use cpu")
+    d = torch.device('cuda' if device == 'auto' and torch.cuda.is_available() else 'cpu' if device == 'auto'
+        else device)
+    if d.type == 'cuda' and not torch.cuda.is_available():
+        raise HxError(f"device '{device}': PyTorch finds no GPU here; use cpu")
     return d
 
 def packaged():
@@ -191,7 +214,8 @@ def model_folder(
         if (f/'card.json').exists(): return f
     if str(model) in packaged(): return MODELS/str(model)
     if p.is_dir(): raise CheckpointError(f'{p}: no card.json, so this is not a complete model folder or run')
-    raise CheckpointError(f"{model}: no such model folder or run, and no model of that name comes with the package ({', '.join(packaged()) or 'none'})")
+    raise CheckpointError(f"{model}: no such model folder or run, and no model of that name comes with the package "
+        f"({', '.join(packaged()) or 'none'})")
 
 class Explainer:
     "Generator, encoder, classifier and a reference sample of encoded tissue."
@@ -221,14 +245,17 @@ class Explainer:
         folder,               # of a model or a run, or the name of a model that comes with the package
         device='cpu',         # where its networks run
     ):
-        "From a model folder, a run folder, or the name of a model that comes with the package. Raises `CheckpointError`."
+        """From a model folder, a run folder, or the name of a model that comes with the package. Raises
+        `CheckpointError`."""
         folder = model_folder(folder)
         G, E, clf, card = load_model(folder)
         ref = None
         if (folder/'reference.safetensors').exists():
-            t = {k: v.float() if v.is_floating_point() else v for k, v in load_tensors(folder/'reference.safetensors').items()}
+            t = {k: v.float() if v.is_floating_point() else v for k,
+                v in load_tensors(folder/'reference.safetensors').items()}
             ref = Reference(t['w'], t.get('feat'), t['logits'], t['labels'], t.get('index'))
-        T = load_network(Translator, folder/'translator.safetensors') if (folder/'translator.safetensors').exists() else None
+        T = load_network(Translator,
+            folder/'translator.safetensors') if (folder/'translator.safetensors').exists() else None
         return cls(G, E, clf, card, ref, folder, device, T)
 
     @classmethod
@@ -236,10 +263,12 @@ class Explainer:
         run,                  # folder of a run, or a `RunDir`
         device='cpu',         # where its networks run
     ):
-        "From a run folder (or `RunDir`): its newest model, with a reference sample from the run's own training tiles if it has none yet."
+        """From a run folder (or `RunDir`): its newest model, with a reference sample from the run's own training
+        tiles if it has none yet."""
         run = run if isinstance(run, RunDir) else RunDir(run)
         self = cls.load(run.model, device)
-        if self.reference is None and self.E is not None and self.classifier is not None: self.refer(self.store().train).save_reference()
+        if self.reference is None and self.E is not None and self.classifier is not None:
+            self.refer(self.store().train).save_reference()
         return self
 
     def _need(self, part, what):
@@ -248,16 +277,20 @@ class Explainer:
 
     def store(self):
         "The tile store the model was trained on. Raises `DataError` when it is not the same any more."
-        if 'data' not in self.card: raise DataError(f'{self.folder}: was not trained on a tile store; name the tiles to use')
+        if 'data' not in self.card:
+            raise DataError(f'{self.folder}: was not trained on a tile store; name the tiles to use')
         store = TileStore(self.card['data'])
-        if store.hash != self.card['data_hash']: raise DataError(f"{self.card['data']}: has changed since the model was trained on it; its held-out tiles may be training tiles now")
+        if store.hash != self.card['data_hash']:
+            raise DataError(f"{self.card['data']}: has changed since the model was trained on it; its held-out tiles "
+                f"may be training tiles now")
         return store
 
     def save_reference(self):
         "Keep the reference sample beside the model it belongs to."
         r = self.reference
         kept = {f.name: getattr(r, f.name) for f in fields(r)}
-        save_tensors(self.folder/'reference.safetensors', {k: v.half() if v.is_floating_point() else v for k, v in kept.items() if v is not None})
+        save_tensors(self.folder/'reference.safetensors',
+            {k: v.half() if v.is_floating_point() else v for k, v in kept.items() if v is not None})
         return self
 
     @torch.no_grad()
@@ -275,7 +308,8 @@ class Explainer:
             ws.append(w[:, 0].cpu()); logits.append(self.classify(x).cpu()); labels.append(y)
             if feat is not None: feats.append(feat.cpu())
         self.cache.clear()
-        self.reference = Reference(torch.cat(ws), torch.cat(feats) if feats else None, torch.cat(logits), torch.cat(labels), torch.tensor(pick))
+        self.reference = Reference(torch.cat(ws), torch.cat(feats) if feats else None, torch.cat(logits),
+            torch.cat(labels), torch.tensor(pick))
         return self
 
     def code(self,
@@ -307,18 +341,22 @@ class Explainer:
         truncation_psi:float=1., # < 1: closer to the average tissue
     ):
         "w of seeds: `[N, num_ws, w_dim]`."
-        z = torch.stack([torch.randn(self.G.z_dim, generator=torch.Generator().manual_seed(int(s))) for s in seeds]).to(self.device)
+        z = torch.stack([torch.randn(self.G.z_dim, generator=torch.Generator().manual_seed(int(s)))
+            for s in seeds]).to(self.device)
         c = None
         if label is None and self.G.c_dim and self.reference is not None and self.classifier is not None:
             opinions = (self.reference.logits / self.classifier.temperature).softmax(1)
-            c = torch.stack([opinions[int(torch.randint(len(opinions), (1,), generator=stream(int(s), 'opinion')))] for s in seeds]).to(self.device)
-        elif label is not None and self.G.c_dim: c = torch.eye(self.G.c_dim, device=self.device)[[self.class_index(label)] * len(z)]
+            c = torch.stack([opinions[int(torch.randint(len(opinions), (1,), generator=stream(int(s), 'opinion')))]
+                for s in seeds]).to(self.device)
+        elif label is not None and self.G.c_dim:
+            c = torch.eye(self.G.c_dim, device=self.device)[[self.class_index(label)] * len(z)]
         return self.G.mapping(z, c, truncation_psi)
 
     def layouts(self,
         seeds,                 # one reference tile is drawn per seed
     ):
-        "Layout codes of random reference tiles, for samples: style from z, places from tissue. None where the model has no layout code."
+        """Layout codes of random reference tiles, for samples: style from z, places from tissue. None where the
+        model has no layout code."""
         if self.reference is None or self.reference.feat is None: return None
         pick = [int(torch.randint(len(self.reference.feat), (1,), generator=stream(int(s), 'layout'))) for s in seeds]
         return self.reference.feat[pick].to(self.device)
@@ -329,7 +367,9 @@ class Explainer:
         s=None,               # styles in place of w: dict layer -> [N, channels]
         res=None,             # side of the generator's own smaller picture; default: the whole
     ):
-        "Render w, or StyleSpace s (dict layer -> `[N, channels]`), and a layout code: float32 `[N, 3, size, size]` in true colours, about [-1, 1]; differentiable. With `res` the generator stops at its own picture of that side."
+        """Render w, or StyleSpace s (dict layer -> `[N, channels]`), and a layout code: float32 `[N, 3, size, size]`
+        in true colours, about [-1, 1]; differentiable. With `res` the generator stops at its own picture of that
+        side."""
         return self.pixel_range.to_true(self.G.synthesis(w, feat, noise_mode=self.noise_mode, s=s, res=res))
 
     def reconstruct(self, images):
@@ -340,7 +380,8 @@ class Explainer:
         img,                  # [N, 3, H, W] in [-1, 1]
         classifier=None,      # another `Classifier` than the model's own
     ):
-        "Logits `[N, C]` of pictures `[N, 3, H, W]` in [-1, 1]; differentiable. Raises `HxError` when they are not finite."
+        """Logits `[N, C]` of pictures `[N, 3, H, W]` in [-1, 1]; differentiable. Raises `HxError` when they are not
+        finite."""
         logits = (classifier or self._need(self.classifier, 'classifier; pass one as classifier='))(img.to(self.device))
         if not torch.isfinite(logits).all(): raise HxError('the classifier gave logits that are not finite')
         return logits
@@ -351,13 +392,15 @@ class Explainer:
         classifier=None,      # another `Classifier` than the model's own
     ):
         "Logits `[N, C]` of uint8 pictures `[N, H, W, 3]`, the way they would be read from disk."
-        return torch.cat([self.classify(from_uint8(b), classifier).cpu() for b in np.array_split(pictures, max(1, len(pictures) // 128))])
+        return torch.cat([self.classify(from_uint8(b), classifier).cpu()
+            for b in np.array_split(pictures, max(1, len(pictures) // 128))])
 
     def probabilities(self,
         pictures,             # uint8 [N, H, W, 3]
         classifier=None,      # another `Classifier` than the model's own
     ):
-        "Calibrated class probabilities `[N, C]` of uint8 pictures `[N, H, W, 3]`, the way they would be read from disk."
+        """Calibrated class probabilities `[N, C]` of uint8 pictures `[N, H, W, 3]`, the way they would be read from
+        disk."""
         return (self.logits(pictures, classifier) / (classifier or self.classifier).temperature).softmax(1)
 
     def classes_of(self, classifier=None)->tuple:
@@ -368,7 +411,8 @@ class Explainer:
         name,                 # of a class, or its index
         classifier=None,      # whose classes; default: the model's own
     )->int:
-        "Index of a class given by name or index, among those of the classifier that is explained. Raises `HxError` that lists them."
+        """Index of a class given by name or index, among those of the classifier that is explained. Raises `HxError`
+        that lists them."""
         classes = self.classes_of(classifier)
         if isinstance(name, (int, np.integer)) and 0 <= name < len(classes): return int(name)
         if name not in classes: raise HxError(f"unknown class '{name}': expected one of {', '.join(classes)}")
@@ -389,7 +433,8 @@ def export(self:Explainer,
     if isinstance(card.get('config'), dict): card['config'] = card['config'] | {'data': card.get('data', '')}
     card['classifiers'] = sorted(classifiers or {})
     save_model(folder, self.G, self.E, self.classifier, card, half=True, T=self.translator)
-    some = self.reference and Reference(*(None if (v := getattr(self.reference, f.name)) is None else v[:n] for f in fields(Reference)))
+    some = self.reference and Reference(*(None if (v := getattr(self.reference, f.name)) is None else v[:n]
+        for f in fields(Reference)))
     out = Explainer(self.G, self.E, self.classifier, card, some, Path(folder), self.device)
     if out.reference is not None: out.save_reference()
     for name, clf in (classifiers or {}).items(): clf.save(Path(folder)/f'classifier_{name}.safetensors', half=True)
@@ -401,7 +446,9 @@ def other_classifier(self:Explainer,
 )->Classifier:
     "A further classifier that came with the model. Raises `CheckpointError` that lists them."
     path = Path(self.folder)/f'classifier_{name}.safetensors'
-    if not path.exists(): raise CheckpointError(f"{self.folder}: no classifier '{name}'; found {', '.join(self.card.get('classifiers', [])) or 'none besides its own'}")
+    if not path.exists():
+        raise CheckpointError(f"{self.folder}: no classifier '{name}'; found "
+            f"{', '.join(self.card.get('classifiers', [])) or 'none besides its own'}")
     return Classifier.load(path).frozen().to(self.device)
 
 @patch(cls_method=True)
@@ -410,5 +457,7 @@ def from_pretrained(cls:Explainer,
     device='cpu',
 )->Explainer:
     "A model by name. Raises `CheckpointError` that lists those there are."
-    if name not in packaged(): raise CheckpointError(f"no model '{name}' comes with the package: expected one of {', '.join(packaged()) or 'none'}")
+    if name not in packaged():
+        raise CheckpointError(f"no model '{name}' comes with the package: expected one of "
+            f"{', '.join(packaged()) or 'none'}")
     return cls.load(MODELS/name, device)

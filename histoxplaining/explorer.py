@@ -19,7 +19,8 @@ from .explainer import as_picture
 from .images import ACCENT, CLASS_COLOURS, data_uri, png_bytes, read_image
 from .counterfactual import explain
 from .latents import LatentMap
-from .report import (LUMA, case_figure, caution, change_maps, class_colour, class_mark, curve_scale, curve_svg, figure_png, p_text, write_report)
+from .report import (LUMA, case_figure, caution, change_maps, class_colour, class_mark, curve_scale,
+    curve_svg, figure_png, p_text, write_report)
 from .results import record
 
 # %% ../nbs/35_explorer.ipynb #74bd6af0
@@ -46,7 +47,9 @@ _CSS = '''<style>
 
 def _bars(classes, p, cf):
     "Probabilities of all classes as HTML."
-    rows = ''.join(f'<span title="{escape(c)}">{escape(c)}</span><div class="track"><i style="width:{100 * v:.1f}%;background:{class_colour(cf, c)}"></i></div><b>{escape(p_text(v))}</b>' for c, v in zip(classes, p))
+    rows = ''.join(f'<span title="{escape(c)}">{escape(c)}</span><div class="track"><i '
+        f'style="width:{100 * v:.1f}%;background:{class_colour(cf, c)}"></i></div><b>{escape(p_text(v))}</b>' for c,
+        v in zip(classes, p))
     return f'<div class="hx-bars">{rows}</div>'
 
 def _curve(cf, size, p):
@@ -64,12 +67,14 @@ class _Path:
     "All that the slider swaps: encoded pictures, their change maps, and the probabilities of every class."
     def __init__(self, explainer, cf, classifier=None):
         self.cf = cf
-        moved = len(cf.frames) and cf.frame_steps[-1] > 0          # where the unedited picture is the answer already, there is no path
+        # where the unedited picture is the answer already, there is no path
+        moved = len(cf.frames) and cf.frame_steps[-1] > 0
         self.pictures, self.steps = (cf.frames, cf.frame_steps) if moved else (cf.reconstruction[None], [0.])
         self.p = explainer.probabilities(self.pictures, classifier).numpy()
         self.plain = [png_bytes(f) for f in self.pictures]
         maps = change_maps(cf) if moved else []
-        self.changed = [png_bytes(m) for m in maps] if len(maps) == len(self.pictures) else [png_bytes(grey(f)) for f in self.pictures]
+        self.changed = [png_bytes(m) for m in maps] if len(maps) == len(self.pictures) else [png_bytes(grey(f))
+            for f in self.pictures]
 
 def grey(img):
     "A picture without colour: a map on which nothing has changed."
@@ -79,7 +84,8 @@ def grey(img):
 _DATA = files('histoxplaining')/'data'
 
 class Compare(anywidget.AnyWidget):
-    "Reconstruction and edited picture under one divider; zoom, pan, blink and keys. Messages: `{'move': ±1}`, `{'alternative': k}`."
+    """Reconstruction and edited picture under one divider; zoom, pan, blink and keys. Messages: `{'move': ±1}`,
+    `{'alternative': k}`."""
     _esm = (_DATA/'compare.js').read_text(encoding='utf-8')
     before = traitlets.Unicode('').tag(sync=True)     # `data:` addresses
     after = traitlets.Unicode('').tag(sync=True)
@@ -111,20 +117,24 @@ class _Plane:
         xy = self.map.project(torch.as_tensor(w)).numpy()
         return (6 + 88 * np.clip((xy - self.low) / self.wide, 0, 1)) * [1, -1] + [0, 100]
 
-    def points(self): return [[round(float(x), 1), round(float(y), 1), int(c)] for (x, y), c in zip(self.place(self.map.mean + self.map.codes @ self.map.basis.T), self.labels)]
+    def points(self):
+        return [[round(float(x), 1), round(float(y), 1), int(c)] for (x, y),
+            c in zip(self.place(self.map.mean + self.map.codes @ self.map.basis.T), self.labels)]
 
 # %% ../nbs/35_explorer.ipynb #333392c3
 class Pictures:
     "Files, arrays or uploads to choose from, read when they are looked at."
     def __init__(self, items, names=None):
         self.items = list(items)
-        self.names = list(names) if names is not None else [Path(v).name if isinstance(v, (str, Path)) else f'picture {k}' for k, v in enumerate(self.items)]
+        self.names = list(names) if names is not None else [Path(v).name if isinstance(v, (str, Path))
+            else f'picture {k}' for k, v in enumerate(self.items)]
 
     def __len__(self): return len(self.items)
     def __getitem__(self, i): return as_picture(self.items[i], self.names[i]), None
 
 def to_choose_from(tiles):
-    "A store, a view, a folder of pictures, a picture or a list of pictures as something to choose from. Raises `HxError`."
+    """A store, a view, a folder of pictures, a picture or a list of pictures as something to choose from. Raises
+    `HxError`."""
     if tiles is None or isinstance(tiles, TileStore): return tiles
     if isinstance(tiles, (str, Path)):
         p = Path(tiles)
@@ -163,31 +173,50 @@ class Explorer:
     def _build(self, width, target):
         "The widget tree."
         W = widgets
-        self.kind = W.ToggleButtons(options=[('tile', 'tile'), ('generated', 'seed')] if len(self.tiles) else [('generated', 'seed')], style=W.ToggleButtonsStyle(button_width='104px'), tooltips=['a real tile', 'tissue made from a seed'])
-        self.index = W.BoundedIntText(0, min=0, max=max(len(self.tiles) - 1, 0) if len(self.tiles) else 2**31 - 1, description='number', layout=W.Layout(width='190px'))
-        self.target = W.Dropdown(options=[('the next likely', 'next'), *((c, c) for c in self.explainer.classes_of(self.classifier))], value=target, description='ask for', layout=W.Layout(width='230px'))
-        self.question = W.Dropdown(options=[('what it needs', 'needed'), ('what is typical', 'typical')], description='show', layout=W.Layout(width='220px'), disabled=self.explainer.translator is None)
-        self.closeness = W.FloatSlider(.25, min=0, max=1, step=.25, description='closeness', continuous_update=False, readout_format='.2f', layout=W.Layout(width='260px'), disabled=self.explainer.translator is None)
-        self.upload = W.FileUpload(accept='image/*', multiple=True, description='pictures', layout=W.Layout(width='120px'))
-        self.save = W.Dropdown(options=[('save ...', ''), ('report (HTML)', 'html'), ('figure (PNG)', 'png'), ('numbers (JSON)', 'json')], layout=W.Layout(width='150px'))
-        self.more = W.Button(description='alternatives', tooltip='other answers to the same question', layout=W.Layout(width='120px'), disabled=self.explainer.translator is None)
+        self.kind = W.ToggleButtons(options=[('tile', 'tile'), ('generated', 'seed')] if len(self.tiles)
+            else [('generated', 'seed')], style=W.ToggleButtonsStyle(button_width='104px'),
+            tooltips=['a real tile', 'tissue made from a seed'])
+        self.index = W.BoundedIntText(0, min=0, max=max(len(self.tiles) - 1, 0) if len(self.tiles) else 2**31 - 1,
+            description='number', layout=W.Layout(width='190px'))
+        self.target = W.Dropdown(options=[('the next likely', 'next'),
+            *((c, c) for c in self.explainer.classes_of(self.classifier))], value=target, description='ask for',
+            layout=W.Layout(width='230px'))
+        self.question = W.Dropdown(options=[('what it needs', 'needed'), ('what is typical', 'typical')],
+            description='show', layout=W.Layout(width='220px'), disabled=self.explainer.translator is None)
+        self.closeness = W.FloatSlider(.25, min=0, max=1, step=.25, description='closeness', continuous_update=False,
+            readout_format='.2f', layout=W.Layout(width='260px'), disabled=self.explainer.translator is None)
+        self.upload = W.FileUpload(accept='image/*', multiple=True, description='pictures',
+            layout=W.Layout(width='120px'))
+        self.save = W.Dropdown(options=[('save ...', ''), ('report (HTML)', 'html'), ('figure (PNG)', 'png'),
+            ('numbers (JSON)', 'json')], layout=W.Layout(width='150px'))
+        self.more = W.Button(description='alternatives', tooltip='other answers to the same question',
+            layout=W.Layout(width='120px'), disabled=self.explainer.translator is None)
         self.strip, self.compare, self.plane = W.HBox(layout=W.Layout(flex_flow='row wrap')), Compare(), LatentPlane(names=list(self.explainer.classes))
-        self.overlay = W.FloatSlider(0, min=0, max=1, step=.1, description='change', readout=False, layout=W.Layout(width='230px'))
-        self.original, self.before, self.edited, self.change = (W.Image(format='png', layout=W.Layout(width=f'{width}px', height=f'{width}px')) for _ in range(4))
+        self.overlay = W.FloatSlider(0, min=0, max=1, step=.1, description='change', readout=False,
+            layout=W.Layout(width='230px'))
+        self.original, self.before, self.edited, self.change = (W.Image(format='png',
+            layout=W.Layout(width=f'{width}px', height=f'{width}px')) for _ in range(4))
         for im in (self.original, self.before, self.edited, self.change): im.add_class('hx-tile')
-        self.slider = W.IntSlider(0, 0, 1, readout=False, continuous_update=True, tooltip='size of the edit', layout=W.Layout(width=f'{width}px'))
-        self.blink = W.ToggleButton(False, description='blink', tooltip='the reconstruction in place of the edited picture', layout=W.Layout(width='90px'))
-        self.note, self.bars, self.curve, self._left, self._middle, self._right, self._map, self._size = (W.HTML() for _ in range(8))
+        self.slider = W.IntSlider(0, 0, 1, readout=False, continuous_update=True, tooltip='size of the edit',
+            layout=W.Layout(width=f'{width}px'))
+        self.blink = W.ToggleButton(False, description='blink',
+            tooltip='the reconstruction in place of the edited picture', layout=W.Layout(width='90px'))
+        self.note, self.bars, self.curve, self._left, self._middle, self._right, self._map, self._size = (W.HTML()
+            for _ in range(8))
         self._plane = None if self.explainer.reference is None else _Plane(self.explainer)
         if self._plane is not None: self.plane.points = self._plane.points()
-        for h, w in ((self._left, width), (self._middle, width), (self._right, width), (self._map, width), (self._size, 320), (self.bars, 300), (self.curve, 340)): h.layout.width = f'{w}px'
+        for h, w in ((self._left, width), (self._middle, width), (self._right, width), (self._map, width),
+                (self._size, 320), (self.bars, 300), (self.curve, 340)): h.layout.width = f'{w}px'
         column = lambda *kids: W.VBox(kids, layout=W.Layout(margin='0 14px 10px 0', flex='0 0 auto'))
         row = lambda *kids: W.HBox(kids, layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
-        pictures = row(column(self._left, self.original), column(self._middle, self.before), column(self._right, self.edited), column(self._map, self.change))
+        pictures = row(column(self._left, self.original), column(self._middle, self.before),
+            column(self._right, self.edited), column(self._map, self.change))
         places = [column(W.HTML(_cap('Encoded tiles: pick one')), self.plane)] if self._plane is not None else []
-        self.widget = W.VBox([W.HTML(_CSS), row(self.kind, self.index, self.target, self.question, self.closeness), row(self.upload, self.more, self.save), self.note, pictures,
+        self.widget = W.VBox([W.HTML(_CSS), row(self.kind, self.index, self.target, self.question, self.closeness),
+            row(self.upload, self.more, self.save), self.note, pictures,
             row(column(W.HBox([self.slider, self.blink]), self._size)), self.strip,
-            row(column(W.HTML(_cap('Left of the line: reconstruction. Right: edited.')), self.compare, self.overlay), column(self.bars, self.curve), *places)])
+            row(column(W.HTML(_cap('Left of the line: reconstruction. Right: edited.')), self.compare, self.overlay),
+                column(self.bars, self.curve), *places)])
         self.widget.add_class('hx-explorer')
         self.kind.observe(self._kind_chosen, 'value')
         for w in (self.index, self.target, self.question, self.closeness): w.observe(lambda _: self._ask(), 'value')
@@ -208,7 +237,8 @@ class Explorer:
 
     def use(self, tiles, names=None):
         "Choose from other pictures: a store, a folder, a list. Raises `HxError`."
-        if names is not None: tiles = Pictures([read_image(v, n) if isinstance(v, bytes) else v for v, n in zip(tiles, names)], names)
+        if names is not None:
+            tiles = Pictures([read_image(v, n) if isinstance(v, bytes) else v for v, n in zip(tiles, names)], names)
         self.tiles, self._paths = to_choose_from(tiles) if names is None else tiles, {}
         self._asking = True
         self.kind.options = [('tile', 'tile'), ('generated', 'seed')]
@@ -221,7 +251,9 @@ class Explorer:
         kind, self.save.value = self.save.value, ''
         if self._path is None or not kind: return
         name = Path(f'explanation_{Path(self.cf.name).stem}_{self.cf.target}.{kind}'.replace(' ', '_'))
-        if kind == 'html': write_report([self.cf], name, title=f"{self.explainer.card.get('name', 'model')}: counterfactual explanation")
+        if kind == 'html':
+            write_report([self.cf], name,
+                title=f"{self.explainer.card.get('name', 'model')}: counterfactual explanation")
         elif kind == 'json': write_json(name, record(self.cf))
         else:
             with atomic_write(name) as f: f.write(figure_png(case_figure(self.cf)))
@@ -232,10 +264,13 @@ class Explorer:
         if self._path is None: return
         self._say('Looking for alternatives …')
         kind, index = self.kind.value, self.index.value
-        try: [cfs] = explain(self.explainer, target=self.cf.target, n=n, frames=self.n_frames, **self._what(kind, index), **self._wanted())
+        try:
+            [cfs] = explain(self.explainer, target=self.cf.target, n=n, frames=self.n_frames, **self._what(kind, index),
+                **self._wanted())
         except HxError as e: return self._say(escape(str(e)), stop=True)
         for cf in cfs: cf.name = self.cf.name
-        self._others, W = [self._path, *(_Path(self.explainer, cf, self.classifier) for cf in cfs if cf.success)][:9], widgets
+        self._others, W = [self._path, *(_Path(self.explainer, cf, self.classifier) for cf in cfs
+            if cf.success)][:9], widgets
         thumbs = []
         for k, path in enumerate(self._others, 1):
             pick = W.Button(description=f'{k}', layout=W.Layout(width='96px'), tooltip=f'alternative {k}')
@@ -244,7 +279,8 @@ class Explorer:
             image.alt = f'alternative {k}'
             thumbs.append(W.VBox([image, pick], layout=W.Layout(margin='0 8px 8px 0')))
         self.strip.children = thumbs
-        self._say(f'{self._answer(self.cf)} {len(self._others) - 1} alternatives below; keys 1 to {len(self._others)} choose.' if len(self._others) > 1 else f'{self._answer(self.cf)} There is no other answer that differs.')
+        self._say(f'{self._answer(self.cf)} {len(self._others) - 1} alternatives below; keys 1 to {len(self._others)} '
+            f'choose.' if len(self._others) > 1 else f'{self._answer(self.cf)} There is no other answer that differs.')
 
     def _key(self, message):
         "What the keys of the comparison ask for."
@@ -260,7 +296,8 @@ class Explorer:
 
     def _kind_chosen(self, _):
         "Tiles and seeds are counted differently."
-        self._asking = True                                    # the number may be cut to the new range: not a question of its own
+        # the number may be cut to the new range: not a question of its own
+        self._asking = True
         self.index.max = len(self.tiles) - 1 if self.kind.value == 'tile' else 2**31 - 1
         self._asking = False
         self._ask()
@@ -285,9 +322,11 @@ class Explorer:
         self.slider.max, self.slider.disabled = max(n - 1, 1), n < 2
         self._asking = False
         self.original.value = png_bytes(cf.reconstruction if cf.original is None else cf.original)
-        self._left.value = _cap('Unedited' if cf.original is None else f'Original · {escape(cf.name)}', cf.original is None)
+        self._left.value = _cap('Unedited' if cf.original is None else f'Original · {escape(cf.name)}',
+            cf.original is None)
         self.before.value, self.compare.before = png_bytes(cf.reconstruction), data_uri(cf.reconstruction)
-        if self._plane is not None and cf.w is not None: self.plane.path = self._plane.place(cf.w if cf.success else cf.w[:1]).round(1).tolist()
+        if self._plane is not None and cf.w is not None:
+            self.plane.path = self._plane.place(cf.w if cf.success else cf.w[:1]).round(1).tolist()
         self._middle.value = _cap('Reconstruction', True)
         self.original.alt, self.before.alt, self.change.alt = 'unedited tissue', 'what the generator makes of it', 'where it changed'
         self._say(self._answer(cf), stop=not cf.success)
@@ -304,7 +343,8 @@ class Explorer:
 
     def _wanted(self):
         "How it is asked, for `explain`."
-        return dict(p=self.p_asked, hold=self.hold, question=self.question.value, closeness=self.closeness.value, views=self.views, classifier=self.classifier)
+        return dict(p=self.p_asked, hold=self.hold, question=self.question.value, closeness=self.closeness.value,
+            views=self.views, classifier=self.classifier)
 
     def _answer(self, cf):
         "The outcome in a sentence."
@@ -320,12 +360,15 @@ class Explorer:
         size, p = float(self._path.steps[at]), self._path.p[at]
         self.edited.value = self._path.plain[0 if self.blink.value else at]
         self.change.value = self._path.changed[at]
-        self.compare.after, self.compare.map = ('data:image/png;base64,' + base64.b64encode(v).decode() for v in (self._path.plain[at], self._path.changed[at]))
+        self.compare.after, self.compare.map = ('data:image/png;base64,' + base64.b64encode(v).decode()
+            for v in (self._path.plain[at], self._path.changed[at]))
         title = 'Reconstruction' if at == 0 or self.blink.value else 'Counterfactual' if cf.success and at == len(self._path.pictures) - 1 else 'Edited'
         self._right.value = _cap(title, True)
-        self._size.value = _cap(f'size of the edit {size:.2f} s.d., p({escape(cf.target)}) {escape(p_text(p[cf.classes.index(cf.target)]))}')
+        self._size.value = _cap(f'size of the edit {size:.2f} s.d., p({escape(cf.target)}) '
+            f'{escape(p_text(p[cf.classes.index(cf.target)]))}')
         self._map.value = _cap('Change: orange more, blue less')
-        self.bars.value, self.curve.value = _cap('What the classifier says to it') + _bars(cf.classes, p, cf), _curve(cf, size, p[cf.classes.index(cf.target)])
+        self.bars.value, self.curve.value = _cap('What the classifier says to it') + _bars(cf.classes, p,
+            cf), _curve(cf, size, p[cf.classes.index(cf.target)])
 
     def select(self,
         tile:int|None=None,     # number of a tile of the store
@@ -334,9 +377,13 @@ class Explorer:
     ):
         "Ask about a tile or a seed, as the controls do. Returns the `Counterfactual`. Raises `HxError`."
         if tile is not None and seed is not None: raise HxError('expected a tile or a seed, not both')
-        if tile is not None and not 0 <= tile < len(self.tiles): raise HxError(f'tile {tile}: expected a number from 0 to {len(self.tiles) - 1}' if len(self.tiles) else 'there are no tiles here: pass store=')
-        if seed is not None and not 0 <= seed < 2**31: raise HxError(f'seed {seed}: expected a number from 0 to {2**31 - 1}')
-        if target not in (None, 'next'): target = self.explainer.classes_of(self.classifier)[self.explainer.class_index(target, self.classifier)]
+        if tile is not None and not 0 <= tile < len(self.tiles):
+            raise HxError(f'tile {tile}: expected a number from 0 to {len(self.tiles) - 1}' if len(self.tiles)
+                else 'there are no tiles here: pass store=')
+        if seed is not None and not 0 <= seed < 2**31:
+            raise HxError(f'seed {seed}: expected a number from 0 to {2**31 - 1}')
+        if target not in (None, 'next'):
+            target = self.explainer.classes_of(self.classifier)[self.explainer.class_index(target, self.classifier)]
         self._asking = True
         if tile is not None or seed is not None:
             self.kind.value = 'seed' if tile is None else 'tile'
@@ -360,7 +407,9 @@ class Explorer:
     @property
     def picture(self): return self._path.pictures[min(self.slider.value, len(self._path.pictures) - 1)]
     @property
-    def probs(self): return dict(zip(self.cf.classes, self._path.p[min(self.slider.value, len(self._path.pictures) - 1)].tolist()))
+    def probs(self):
+        return dict(zip(self.cf.classes, self._path.p[min(self.slider.value, len(self._path.pictures) - 1)].tolist()))
 
-    def __repr__(self): return f'Explorer({", ".join(self.explainer.classes_of(self.classifier))}; {len(self.tiles)} tiles): alive where its notebook runs'
+    def __repr__(self):
+        return f'Explorer({", ".join(self.explainer.classes_of(self.classifier))}; {len(self.tiles)} tiles): alive where its notebook runs'
     def _repr_mimebundle_(self, **kw): return self.widget._repr_mimebundle_(**kw) | {'text/plain': repr(self)}

@@ -15,7 +15,8 @@ from pathlib import Path
 from unittest import mock
 import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
-from .files import CheckpointError, DataError, HxError, cache_root, draw, fetch, find_weights, fingerprint, load_tensors, progress, save_tensors, sha256
+from .files import (CheckpointError, DataError, HxError, cache_root, draw, fetch, find_weights,
+    fingerprint, load_tensors, progress, save_tensors, sha256)
 from .images import SUFFIXES, from_uint8, read_image, resize, to_uint8
 from .sources import picture_files
 from .tiles import TileStore
@@ -32,13 +33,17 @@ def _alexnet(weights=None):
     "The convolutions of torchvision's AlexNet, up to the last rectifier."
     from torchvision.models import alexnet
     path = alexnet_weights(weights)
-    if path is None: raise CheckpointError('needs the ImageNet weights of AlexNet (alexnet-owt-7be5be79.pth): put the file into $HX_WEIGHTS or the torch hub cache')
+    if path is None:
+        raise CheckpointError('needs the ImageNet weights of AlexNet (alexnet-owt-7be5be79.pth): put the file into '
+            '$HX_WEIGHTS or the torch hub cache')
     net = alexnet(weights=None).features
-    net.load_state_dict({k.removeprefix('features.'): v for k, v in load_tensors(path).items() if k.startswith('features.')})
+    net.load_state_dict({k.removeprefix('features.'): v for k,
+        v in load_tensors(path).items() if k.startswith('features.')})
     return net[:12]
 
 class PerceptualDistance(nn.Module):
-    "Distance of pictures `[N, 3, H, W]` in [-1, 1] as the mean over positions of the squared distance of `maps`, summed over layers: `[N]`. Frozen."
+    """Distance of pictures `[N, 3, H, W]` in [-1, 1] as the mean over positions of the squared distance of `maps`,
+    summed over layers: `[N]`. Frozen."""
     def train(self, mode=True): return super().train(False)
 
     def maps(self, x):
@@ -54,10 +59,12 @@ class PerceptualDistance(nn.Module):
 
     def pixels(self, x, y):
         "The distance of every pixel `[N, H, W]`: layers brought to the size of the pictures (bilinear) and added."
-        return sum(F.interpolate(d[:, None], x.shape[-2:], mode='bilinear', align_corners=False)[:, 0] for d in self.between(x, y))
+        return sum(F.interpolate(d[:, None], x.shape[-2:], mode='bilinear', align_corners=False)[:, 0]
+            for d in self.between(x, y))
 
 def _lpips_heads():
-    "The learned weights of LPIPS v0.1 on AlexNet's five layers `[C]`; they come with torchmetrics, which need not be imported for it."
+    """The learned weights of LPIPS v0.1 on AlexNet's five layers `[C]`; they come with torchmetrics, which need not
+    be imported for it."""
     root = Path(importlib.util.find_spec('torchmetrics').origin).parent
     sd = load_tensors(root/'functional'/'image'/'lpips_models'/'alex.pth')
     return [sd[f'lin{k}.model.1.weight'].flatten() for k in range(5)]
@@ -70,12 +77,14 @@ class LPIPS(PerceptualDistance):
         super().__init__()
         self.net = _alexnet(weights)
         for k, w in enumerate(_lpips_heads()): self.register_buffer(f'head{k}', w.clamp_min(0).sqrt()[:, None, None])
-        for name, v in (('shift', (-.030, -.088, -.188)), ('scale', (.458, .448, .450))): self.register_buffer(name, torch.tensor(v)[:, None, None])
+        for name, v in (('shift', (-.030, -.088, -.188)), ('scale', (.458, .448, .450))):
+            self.register_buffer(name, torch.tensor(v)[:, None, None])
         self.eval().requires_grad_(False)
 
     @in_reduced
     def maps(self, x):
-        if x.shape[-1] < 32: x = F.interpolate(x, (32, 32), mode='bilinear', align_corners=False)   # AlexNet's smallest picture
+        # AlexNet's smallest picture
+        if x.shape[-1] < 32: x = F.interpolate(x, (32, 32), mode='bilinear', align_corners=False)
         x, out = (x - self.shift) / self.scale, []
         for layer in self.net:
             x = layer(x)
@@ -90,7 +99,9 @@ class Lite0Distance(PerceptualDistance):
         super().__init__()
         self.net = backbone('tf_efficientnet_lite0', pretrained=True).eval().requires_grad_(False)
 
-    def maps(self, x): return [F.normalize(v, dim=1) for v in self.net.forward_intermediates(x, indices=(-5, -4, -3, -2), intermediates_only=True)]
+    def maps(self, x):
+        return [F.normalize(v, dim=1) for v in self.net.forward_intermediates(x, indices=(-5, -4, -3, -2),
+            intermediates_only=True)]
 
 def perceptual(
     kind:str='auto',   # 'lpips', 'lite0', or 'auto': LPIPS where AlexNet's weights are found
@@ -104,7 +115,8 @@ def perceptual(
 # %% ../nbs/15_features.ipynb #754c3d9c
 @dataclass(frozen=True, eq=False)
 class Features:
-    "A named function from pictures, uint8 `[N, H, W, 3]` or float `[N, 3, H, W]` in [-1, 1], to vectors, float32 `[N, d]`. Made by `features`."
+    """A named function from pictures, uint8 `[N, H, W, 3]` or float `[N, 3, H, W]` in [-1, 1], to vectors, float32
+    `[N, d]`. Made by `features`."""
     name:str                   # 'lite0', 'inception', ...
     net:object                 # what `prepared` gives -> [N, d]
     size:int|None = None       # side in pixels; None: as they are
@@ -120,7 +132,8 @@ class Features:
     def resize(self):
         "What happens to a picture's size, for records."
         if self.size is None: return 'none'
-        return f'uint8, Lanczos (antialiased) to {self.size} px' + (' where larger, else the bilinear of the reference network' if self.raw else '')
+        return f'uint8, Lanczos (antialiased) to {self.size} px' + (' where larger, else the bilinear of the reference '
+            'network' if self.raw else '')
 
     @property
     def hash(self):
@@ -134,9 +147,14 @@ class Features:
     )->torch.Tensor:
         "What the network is given: `[N, 3, H, W]`. Raises `DataError` for pictures of different sizes."
         shapes = sorted({np.shape(p) for p in pictures})
-        if len(shapes) != 1: raise DataError(f'{self.name}: pictures of different sizes {shapes}; make a tile store of them, or resize them first' if shapes else f'{self.name}: no pictures')
-        if len(shapes[0]) != 3 or shapes[0][2] != 3 or np.asarray(pictures[0]).dtype != np.uint8: raise DataError(f'{self.name}: expected uint8 [N, H, W, 3], found {np.asarray(pictures[0]).dtype} {[len(pictures), *shapes[0]]}')
-        if self.size and (not self.raw or min(shapes[0][:2]) > self.size): pictures = [resize(p, self.size) for p in pictures]
+        if len(shapes) != 1:
+            raise DataError(f'{self.name}: pictures of different sizes {shapes}; make a tile store of them, or resize '
+                f'them first' if shapes else f'{self.name}: no pictures')
+        if len(shapes[0]) != 3 or shapes[0][2] != 3 or np.asarray(pictures[0]).dtype != np.uint8:
+            raise DataError(f'{self.name}: expected uint8 [N, H, W, 3], found {np.asarray(pictures[0]).dtype} '
+                f'{[len(pictures), *shapes[0]]}')
+        if self.size and (not self.raw or min(shapes[0][:2]) > self.size):
+            pictures = [resize(p, self.size) for p in pictures]
         a = np.stack(pictures)
         if self.raw: return torch.from_numpy(a).permute(0, 3, 1, 2)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
@@ -144,16 +162,21 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, pictures, batch=64):
-        "Vectors float32 `[N, d]`. Raises `DataError` for anything but RGB pictures of one size, and for vectors that are not finite."
+        """Vectors float32 `[N, d]`. Raises `DataError` for anything but RGB pictures of one size, and for vectors
+        that are not finite."""
         if isinstance(pictures, torch.Tensor): pictures = to_uint8(pictures)
         out = []
         for i in range(0, len(pictures), batch):
             y = self.net(self.prepared(pictures[i:i + batch]).to(self.device))
-            if y.ndim != 2: raise DataError(f'{self.name}: expected vectors [N, d], found {list(y.shape)}; pool them first, with lambda x: net(x).mean((2, 3)) for instance')
+            if y.ndim != 2:
+                raise DataError(f'{self.name}: expected vectors [N, d], found {list(y.shape)}; pool them first, with '
+                    f'lambda x: net(x).mean((2, 3)) for instance')
             out.append(y.float().cpu())
         if not out: raise DataError(f'{self.name}: no pictures')
         y = torch.cat(out).numpy()
-        if not np.isfinite(y).all(): raise DataError(f'{self.name}: the features of picture {int(np.flatnonzero(~np.isfinite(y).all(1))[0])} are not finite')
+        if not np.isfinite(y).all():
+            raise DataError(f'{self.name}: the features of picture {int(np.flatnonzero(~np.isfinite(y).all(1))[0])} '
+                f'are not finite')
         return y
 
 # %% ../nbs/15_features.ipynb #a97ed694
@@ -165,28 +188,35 @@ def inception_weights(
     path=None,              # an explicit file
     download:bool=False,    # fetch it once into the torch hub cache (96 MB)
 )->Path:
-    "The file with the weights of the reference Inception network. Raises `CheckpointError` that says what to do, `DataError` where a download fails."
+    """The file with the weights of the reference Inception network. Raises `CheckpointError` that says what to do,
+    `DataError` where a download fails."""
     found = find_weights(INCEPTION, path)
     if found: return found
     cache = Path(torch.hub.get_dir())/'checkpoints'
     if download: return fetch(INCEPTION_URL, cache/INCEPTION[0], size=95_628_359, checksum=f'sha256:{INCEPTION_SHA256}')
-    raise CheckpointError(f'the reference Inception network needs its weights, {INCEPTION[0]} (96 MB): let them be downloaded (download=True, --download), or copy {INCEPTION_URL} to $HX_WEIGHTS '
-        f'({os.environ.get("HX_WEIGHTS", "not set")}) or {cache} from a machine with a network, or pass weights=. Other features, such as lite0, need no download; their distance is not the FID')
+    raise CheckpointError(f'the reference Inception network needs its weights, {INCEPTION[0]} (96 MB): let them be '
+        f'downloaded (download=True, --download), or copy {INCEPTION_URL} to $HX_WEIGHTS '
+        f'({os.environ.get("HX_WEIGHTS", "not set")}) or {cache} from a machine with a network, or pass weights=. '
+            f'Other features, such as lite0, need no download; their distance is not the FID')
 
 class _Inception(nn.Module):
-    "torch-fidelity's network with weights from a file that is read as tensors: its own reader would execute what the file holds."
+    """torch-fidelity's network with weights from a file that is read as tensors: its own reader would execute what
+    the file holds."""
     def __init__(self, path):
         super().__init__()
         from torch_fidelity import feature_extractor_inceptionv3 as ref
         state = load_tensors(path)
         with mock.patch.object(ref, 'load_state_dict_from_url', lambda *_, **__: state):
             try: self.net = ref.FeatureExtractorInceptionV3('inception', ['2048'])
-            except (RuntimeError, TypeError, AttributeError) as e: raise CheckpointError(f'{path}: does not fit the reference Inception network ({str(e).strip().splitlines()[-1].strip()})') from None
+            except (RuntimeError, TypeError, AttributeError) as e:
+                raise CheckpointError(f'{path}: does not fit the reference Inception network '
+                    f'({str(e).strip().splitlines()[-1].strip()})') from None
 
     def forward(self, x): return self.net(x)[0]
 
 class _AlexNet(nn.Module):
-    "Means over the picture of the second and the fifth layer of AlexNet: `[N, 448]`. At the size of small tiles, with nothing but the convolutions that LPIPS uses."
+    """Means over the picture of the second and the fifth layer of AlexNet: `[N, 448]`. At the size of small tiles,
+    with nothing but the convolutions that LPIPS uses."""
     def __init__(self, weights):
         super().__init__()
         self.net = _alexnet(weights)
@@ -200,7 +230,9 @@ class _Penultimate(nn.Module):
     def __init__(self, clf):
         super().__init__()
         self.clf, last = clf, [m for m in clf.modules() if isinstance(m, nn.Linear)]
-        if not last: raise HxError('the classifier has no linear layer whose input could serve as features; pass a function from pictures to vectors instead')
+        if not last:
+            raise HxError('the classifier has no linear layer whose input could serve as features; pass a function '
+                'from pictures to vectors instead')
         last[-1].register_forward_pre_hook(lambda m, args: self.seen.append(args[0]))
 
     def forward(self, x):
@@ -219,14 +251,17 @@ def features(
     download:bool=False,     # the Inception weights may be fetched
     device=None,             # default: a GPU when there is one
 )->Features:
-    "Features by name, of a classifier, or of any function. Raises `CheckpointError` where weights are missing, saying what to do."
-    spec, cfg, reference = dict(kind=kind if isinstance(kind, str) else None, weights=None if weights is None else str(weights), size=size), {}, False
+    """Features by name, of a classifier, or of any function. Raises `CheckpointError` where weights are missing,
+    saying what to do."""
+    spec, cfg, reference = dict(kind=kind if isinstance(kind, str) else None,
+        weights=None if weights is None else str(weights), size=size), {}, False
     if isinstance(kind, (str, Path)) and str(kind).endswith('.safetensors'): kind = Classifier.load(kind)
     if kind == 'inception':
         path = inception_weights(weights, download)
         net, size, reference = _Inception(path), 299, sha256(path) == INCEPTION_SHA256
     elif isinstance(kind, Classifier): net, size, name = _Penultimate(kind.frozen()), kind.size, name or 'classifier'
-    elif kind == 'alexnet': net, size, cfg = _AlexNet(weights), size or 64, dict(mean=(.485, .456, .406), std=(.229, .224, .225))
+    elif kind == 'alexnet':
+        net, size, cfg = _AlexNet(weights), size or 64, dict(mean=(.485, .456, .406), std=(.229, .224, .225))
     elif isinstance(kind, str):
         net = backbone({'lite0': 'tf_efficientnet_lite0'}.get(kind, kind), weights=weights, pretrained=True)
         cfg = getattr(net, 'pretrained_cfg', dict(mean=(.485, .456, .406), std=(.229, .224, .225)))
@@ -237,7 +272,8 @@ def features(
     if isinstance(net, nn.Module): net = net.eval().requires_grad_(False).to(device)
     weights = fingerprint(net)
     if kind == 'inception' and not reference: name = name or f'inception_{weights[:6]}'
-    return Features(name or kind, net, size, tuple(mean or cfg.get('mean', (.5,) * 3)), tuple(std or cfg.get('std', (.5,) * 3)), kind == 'inception', weights, reference, spec, device)
+    return Features(name or kind, net, size, tuple(mean or cfg.get('mean', (.5,) * 3)),
+        tuple(std or cfg.get('std', (.5,) * 3)), kind == 'inception', weights, reference, spec, device)
 
 # %% ../nbs/15_features.ipynb #48a86e66
 class PictureSet:
@@ -259,14 +295,18 @@ class PictureSet:
         "Another set, of these pictures only."
         indices = np.asarray(indices, np.int64)
         about = self.about | dict(hash=fingerprint(None, self.about['hash'], indices.tobytes()))
-        return PictureSet(len(indices), lambda ids: self.read(indices[np.asarray(ids)]), about, None if self.labels is None else self.labels[indices], self.classes)
+        return PictureSet(len(indices), lambda ids: self.read(indices[np.asarray(ids)]), about,
+            None if self.labels is None else self.labels[indices], self.classes)
 
 def _store_set(store):
     m = store.manifest
     kinds = Counter(Path(n.split('@')[0]).suffix.lower().strip('.').replace('jpeg', 'jpg').upper() for n in store.names)
     was = ', '.join(m.get('pictures', {})) if len(m.get('pictures', {})) < 4 else f"{len(m['pictures'])} sizes"
-    about = dict(kind='store', name=store.path.name, hash=store.hash[:12], split=store.part, history=f"{'/'.join(sorted(kinds))} of {was} px, {m.get('resize', 'resize unknown')} to {store.size} px, {m.get('encoding', 'PNG')}")
-    return PictureSet(len(store), lambda ids: np.stack([store[int(i)][0] for i in ids]), about, store.labels, store.classes)
+    about = dict(kind='store', name=store.path.name, hash=store.hash[:12], split=store.part,
+        history=f"{'/'.join(sorted(kinds))} of {was} px, {m.get('resize', 'resize unknown')} to {store.size} px, "
+        f"{m.get('encoding', 'PNG')}")
+    return PictureSet(len(store), lambda ids: np.stack([store[int(i)][0] for i in ids]), about, store.labels,
+        store.classes)
 
 def _folder_set(path):
     files = picture_files(path)
@@ -275,11 +315,14 @@ def _folder_set(path):
     def read(ids):
         imgs = [read_image(files[i]) for i in ids]
         odd = next((files[i] for i, im in zip(ids, imgs) if im.shape != shape), None)
-        if odd: raise DataError(f'{odd}: {read_image(odd).shape[1]}x{read_image(odd).shape[0]} pixels, but {files[0]} has {shape[1]}x{shape[0]}; make a tile store of them (hx_tiles), which brings them to one size')
+        if odd:
+            raise DataError(f'{odd}: {read_image(odd).shape[1]}x{read_image(odd).shape[0]} pixels, but {files[0]} has '
+                f'{shape[1]}x{shape[0]}; make a tile store of them (hx_tiles), which brings them to one size')
         return np.stack(imgs)
     top = [p.relative_to(path).parts[0] if len(p.relative_to(path).parts) > 1 else None for p in files]
     classes = () if None in top else tuple(sorted(set(top)))
-    h = hashlib.sha256('\n'.join(f'{p.relative_to(path).as_posix()} {sha256(p)}' for p in files).encode()).hexdigest()[:12]
+    h = hashlib.sha256('\n'.join(f'{p.relative_to(path).as_posix()} {sha256(p)}'
+        for p in files).encode()).hexdigest()[:12]
     kinds = '/'.join(sorted({p.suffix.lower().strip('.').replace('jpeg', 'jpg').upper() for p in files}))
     about = dict(kind='folder', name=path.name, hash=h, split='all', history=f'{kinds} of {shape[1]}x{shape[0]} px')
     return PictureSet(len(files), read, about, np.array([classes.index(t) for t in top]) if classes else None, classes)
@@ -294,11 +337,14 @@ def picture_set(
         path = Path(source)
         if not path.is_dir(): raise DataError(f'{path}: no such folder or tile store')
         return _store_set(TileStore(path)) if (path/'data.mdb').exists() else _folder_set(path)
-    a = to_uint8(source) if isinstance(source, torch.Tensor) else np.asarray(source) if len({np.shape(s) for s in source}) < 2 else None
+    a = to_uint8(source) if isinstance(source, torch.Tensor) else np.asarray(source) if len({np.shape(s)
+        for s in source}) < 2 else None
     if a is None or a.dtype != np.uint8 or a.ndim != 4 or a.shape[3] != 3:
         found = f'pictures of different sizes {sorted({np.shape(s) for s in source})}' if a is None else f'{a.dtype} {list(a.shape)}'
         raise DataError(f'expected a tile store, a folder, or pictures uint8 [N, H, W, 3], found {found}')
-    return PictureSet(len(a), lambda ids: a[ids], dict(kind='array', name='array', hash=hashlib.sha256(repr(a.shape).encode() + np.ascontiguousarray(a).tobytes()).hexdigest()[:12], split=None, history=f'array of {a.shape[2]}x{a.shape[1]} px'))
+    return PictureSet(len(a), lambda ids: a[ids], dict(kind='array', name='array',
+        hash=hashlib.sha256(repr(a.shape).encode() + np.ascontiguousarray(a).tobytes()).hexdigest()[:12], split=None,
+        history=f'array of {a.shape[2]}x{a.shape[1]} px'))
 
 # %% ../nbs/15_features.ipynb #036e70fe
 def generated(
@@ -314,9 +360,11 @@ def generated(
     name:str='model',
 )->PictureSet:
     "Pictures that a generator draws. Raises `HxError`."
-    if noise_mode not in ('const', 'none'): raise HxError(f"noise_mode '{noise_mode}': expected 'const' or 'none', so that the pictures can be drawn again")
+    if noise_mode not in ('const', 'none'):
+        raise HxError(f"noise_mode '{noise_mode}': expected 'const' or 'none', so that the pictures can be drawn again")
     if c is None and G.c_dim: c = torch.eye(G.c_dim)
-    if c is not None and (c.ndim != 2 or c.shape[1] != G.c_dim or not len(c)): raise HxError(f'class vectors {list(c.shape)}, expected [m, {G.c_dim}]')
+    if c is not None and (c.ndim != 2 or c.shape[1] != G.c_dim or not len(c)):
+        raise HxError(f'class vectors {list(c.shape)}, expected [m, {G.c_dim}]')
     device, rng = next(G.parameters()).device, PixelRange.of(pixel_range or 'pm1')
     @torch.no_grad()
     def read(ids):
@@ -325,7 +373,8 @@ def generated(
         w = G.mapping(z, None if c is None else c[[i % len(c) for i in ids]].to(device), truncation_psi)
         return np.concatenate([to_uint8(rng.to_true(G.synthesis(v, noise_mode=noise_mode))) for v in w.split(32)])
     model = fingerprint(G)
-    about = dict(kind='model', name=name, hash=fingerprint(None, model, n, seed, truncation_psi, noise_mode, None if c is None else c.numpy().tobytes()), split=None, model=model, seed=seed,
+    about = dict(kind='model', name=name, hash=fingerprint(None, model, n, seed, truncation_psi, noise_mode,
+        None if c is None else c.numpy().tobytes()), split=None, model=model, seed=seed,
                  history=f'drawn at {G.size} px, psi {truncation_psi:g}')
     labels = None if c is None else c.argmax(1).numpy()[np.arange(n) % len(c)]
     return PictureSet(n, read, about, labels, classes if c is not None else ())
@@ -342,11 +391,14 @@ class FeatureSet:
 
     def __len__(self): return len(self.x)
     def __array__(self, dtype=None, copy=None): return self.x if dtype is None else self.x.astype(dtype)
-    def __repr__(self): return f'FeatureSet({self.about.get("name", "vectors")}: {self.x.shape[0]} x {self.x.shape[1]}, {self.features.name if self.features else "features"})'
+    def __repr__(self):
+        return f'FeatureSet({self.about.get("name", "vectors")}: {self.x.shape[0]} x {self.x.shape[1]}, {self.features.name if self.features else "features"})'
 
     def of_class(self, name):
         "The vectors of one class. Raises `DataError` where there are none."
-        if name not in self.classes: raise DataError(f'{self.about.get("name", "vectors")}: no class {name!r}; found {", ".join(map(str, self.classes)) or "no labels"}')
+        if name not in self.classes:
+            raise DataError(f'{self.about.get("name", "vectors")}: no class {name!r}; found '
+                f'{", ".join(map(str, self.classes)) or "no labels"}')
         mine = self.labels == self.classes.index(name)
         if not mine.any(): raise DataError(f'{self.about.get("name", "vectors")}: no pictures of class {name}')
         return FeatureSet(self.x[mine], self.features, self.about | {'class': name}, self.labels[mine], self.classes)
@@ -369,10 +421,13 @@ def feature_set(
 )->FeatureSet:
     "Vectors of all pictures of a set. Raises `DataError`."
     s = picture_set(source)
-    path = cache_folder()/f'{f.hash}_{s.about["hash"]}.safetensors' if cache and s.about['kind'] in ('store', 'folder') else None
+    path = cache_folder()/f'{f.hash}_{s.about["hash"]}.safetensors' if cache and s.about['kind'] in ('store',
+        'folder') else None
     if path and path.exists():
         try: return FeatureSet(load_tensors(path)['x'].numpy(), f, s.about, s.labels, s.classes)
         except (CheckpointError, KeyError): pass                  # a damaged file in a cache is nobody's loss
     x = np.concatenate(list(feature_batches(s, f, batch=batch)))
-    if path: save_tensors(path, {'x': torch.from_numpy(x)}, dict(features=f.name, weights=f.weights, resize=f.resize, **s.about))
+    if path:
+        save_tensors(path, {'x': torch.from_numpy(x)},
+            dict(features=f.name, weights=f.weights, resize=f.resize, **s.about))
     return FeatureSet(x, f, s.about, s.labels, s.classes)

@@ -33,7 +33,8 @@ def atomic_write(
     path,           # final path; its folder is created
     mode:str='wb',  # 'wb' or 'w'
 ):
-    "Write a file under a temporary name in the same folder and rename it into place only if the block ends without an error."
+    """Write a file under a temporary name in the same folder and rename it into place only if the block ends without
+    an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
@@ -54,7 +55,8 @@ def atomic_write(
 def writable(
     path,           # a file that is going to be written
 )->Path:
-    "The path, if a file can be written there. Asked before the hours of work, not after them. Raises `DataError` that names what is in the way."
+    """The path, if a file can be written there. Asked before the hours of work, not after them. Raises `DataError`
+    that names what is in the way."""
     path = Path(path)
     if path.is_dir(): raise DataError(f'{path}: is a folder; expected the name of a file')
     folder = path.parent
@@ -64,7 +66,8 @@ def writable(
     return path
 
 def cache_root()->Path:
-    "Where this machine keeps what can be made again: `$HX_CACHE`, `$XDG_CACHE_HOME/histoxplaining`, `~/.cache/histoxplaining`; without a home, a folder of the temporary one."
+    """Where this machine keeps what can be made again: `$HX_CACHE`, `$XDG_CACHE_HOME/histoxplaining`,
+    `~/.cache/histoxplaining`; without a home, a folder of the temporary one."""
     for name, tail in (('HX_CACHE', ''), ('XDG_CACHE_HOME', 'histoxplaining')):
         if os.environ.get(name): return Path(os.environ[name])/tail
     try: home = Path.home()
@@ -95,7 +98,8 @@ def read_json(
     "Read JSON; a damaged file raises `CheckpointError` that names it."
     if not Path(path).is_file(): raise CheckpointError(f'{path}: no such file')
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise CheckpointError(f'{path}: not valid JSON ({e})') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise CheckpointError(f'{path}: not valid JSON ({e})') from None
 
 # %% ../nbs/00_files.ipynb #60677969
 def sha256(
@@ -132,15 +136,18 @@ def load_tensors(
     if not path.is_file(): raise CheckpointError(f'{path}: no such file')
     try:
         if path.suffix == '.safetensors': return load_file(path)
-        with torch.serialization.safe_globals(list(allow)): return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(list(allow)):
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         raise CheckpointError(f'{path}: cannot be read as tensors: {_why(e)}') from None
 
 def _why(e):
     "What PyTorch's reader of tensors disliked, in a line."
-    if 'weights_only' not in str(e).lower() and 'Unsupported' not in str(e): return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+    if 'weights_only' not in str(e).lower() and 'Unsupported' not in str(e):
+        return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
     name = re.search(r'GLOBAL ([\w.]+)', str(e))
-    return 'it holds something other than tensors and plain containers' + (f' ({name[1].rstrip(".")})' if name else '') + ', and was not executed'
+    return 'it holds something other than tensors and plain containers' + (f' ({name[1].rstrip(".")})' if name
+        else '') + ', and was not executed'
 
 # %% ../nbs/00_files.ipynb #fac9a2f6
 class _Sealed:
@@ -158,10 +165,12 @@ class _Dtype:
     "A NumPy type while it is being read: numbers only."
     __slots__ = ('value',)
     def __init__(self, kind, *_):
-        if not re.fullmatch(r'[biufc]\d{1,2}', kind): raise pickle.UnpicklingError(f'it holds an array of {kind!r}, not of numbers')
+        if not re.fullmatch(r'[biufc]\d{1,2}', kind):
+            raise pickle.UnpicklingError(f'it holds an array of {kind!r}, not of numbers')
         self.value = np.dtype(kind)
     def __setstate__(self, state):
-        if any(v is not None for v in state[2:5]): raise pickle.UnpicklingError('it holds an array of records, not of numbers')
+        if any(v is not None for v in state[2:5]):
+            raise pickle.UnpicklingError('it holds an array of records, not of numbers')
         self.value = self.value.newbyteorder(state[1])
 
 class _Array:
@@ -181,21 +190,26 @@ def _storage(raw):
 def _tensor(storage, offset, size, stride, *_):
     "A view of a storage, which it must lie within and not repeat."
     raw, empty = storage.value._untyped_storage, torch.empty(0, dtype=storage.value.dtype)
-    have, numel, last = raw.nbytes() // empty.element_size(), int(np.prod(size, dtype=object)), offset + sum((n - 1) * s for n, s in zip(size, stride))
-    if min([offset, *size, *stride]) < 0 or len(size) != len(stride) or numel and last >= have or numel > have: raise pickle.UnpicklingError(f'a tensor of shape {list(size)} does not fit its {have} numbers')
+    have, numel, last = raw.nbytes() // empty.element_size(), int(np.prod(size, dtype=object)), offset + sum((n - 1) * s
+        for n, s in zip(size, stride))
+    if min([offset, *size, *stride]) < 0 or len(size) != len(stride) or numel and last >= have or numel > have:
+        raise pickle.UnpicklingError(f'a tensor of shape {list(size)} does not fit its {have} numbers')
     return _Sealed(empty.set_(raw, offset, size, stride))
 
 _KNOWN = {(m, n): _Sealed(f) for m, n, f in (
     ('collections', 'OrderedDict', lambda items=(): PlainDict(items)), ('builtins', 'set', lambda items=(): set(items)),
-    ('torch._utils', '_rebuild_parameter', lambda data, *_: data), ('torch._utils', '_rebuild_tensor_v2', _tensor), ('torch.storage', '_load_from_bytes', _storage),
+    ('torch._utils', '_rebuild_parameter', lambda data, *_: data), ('torch._utils', '_rebuild_tensor_v2', _tensor),
+        ('torch.storage', '_load_from_bytes', _storage),
     ('numpy', 'dtype', _Dtype), ('numpy', 'ndarray', None),
     *((f'numpy.{core}.{m}', n, f) for core in ('core', '_core') for m, n, f in (
         ('multiarray', 'scalar', lambda dtype, raw: np.frombuffer(raw, dtype.value)[0].item()),
-        ('multiarray', '_reconstruct', lambda *_: _Array()), ('numeric', '_frombuffer', lambda raw, dtype, shape, order: _Array().fill(raw, dtype, shape, order)))))}
+        ('multiarray', '_reconstruct', lambda *_: _Array()),
+            ('numeric', '_frombuffer', lambda raw, dtype, shape, order: _Array().fill(raw, dtype, shape, order)))))}
 
 # %% ../nbs/00_files.ipynb #f979a520
 class TensorUnpickler(pickle.Unpickler):
-    "Reads a pickle of tensors, arrays, numbers and plain containers. Any name it does not know stops it, and nothing is imported. Raises `pickle.UnpicklingError`."
+    """Reads a pickle of tensors, arrays, numbers and plain containers. Any name it does not know stops it, and
+    nothing is imported. Raises `pickle.UnpicklingError`."""
     def __init__(self,
         file,             # opened for reading bytes
         known:dict={},    # further names: (module, name) -> a function of plain values, or `PlainDict`
@@ -205,7 +219,8 @@ class TensorUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) in self.known: return self.known[module, name]
-        raise pickle.UnpicklingError(f'refused: it asks for {module}.{name}, and this reader knows only tensors, arrays and plain containers. Nothing was executed')
+        raise pickle.UnpicklingError(f'refused: it asks for {module}.{name}, and this reader knows only tensors, '
+            f'arrays and plain containers. Nothing was executed')
 
     def persistent_load(self, pid): raise pickle.UnpicklingError('it refers to something outside itself')
 
@@ -215,7 +230,8 @@ def _plain(x, seen):
     "The same with holders replaced by what they hold; whatever is not data is refused."
     if isinstance(x, (_Array, _Dtype)) or isinstance(x, _Sealed) and isinstance(x.value, torch.Tensor): return x.value
     if x is None or isinstance(x, (bool, int, float, complex, str, bytes, bytearray)): return x
-    if not isinstance(x, (dict, list, tuple, set)): raise pickle.UnpicklingError('it holds a function or a class in place of data')
+    if not isinstance(x, (dict, list, tuple, set)):
+        raise pickle.UnpicklingError('it holds a function or a class in place of data')
     if id(x) in seen: return seen[id(x)][1]
     if isinstance(x, (tuple, set)): out = type(x)(_plain(v, seen) for v in x)
     elif isinstance(x, list):
@@ -231,20 +247,24 @@ def load_pickle(
     path,             # a file written by pickle.dump
     known:dict={},    # as for TensorUnpickler
 ):
-    "Read a plain pickle of tensors, arrays and containers without executing anything in it. Raises `CheckpointError` that names the file and what was refused."
+    """Read a plain pickle of tensors, arrays and containers without executing anything in it. Raises
+    `CheckpointError` that names the file and what was refused."""
     if not Path(path).is_file(): raise CheckpointError(f'{path}: no such file')
     try:
         with open(path, 'rb') as f: return TensorUnpickler(f, known).load()
     except pickle.UnpicklingError as e: raise CheckpointError(f'{path}: {e}') from None
     except EOFError: raise CheckpointError(f'{path}: is empty or cut short') from None
-    except Exception as e: raise CheckpointError(f'{path}: not a pickle of tensors and plain containers, or a damaged one ({type(e).__name__}: {str(e)[:200]})') from None
+    except Exception as e:
+        raise CheckpointError(f'{path}: not a pickle of tensors and plain containers, or a damaged one '
+            f'({type(e).__name__}: {str(e)[:200]})') from None
 
 # %% ../nbs/00_files.ipynb #cc2c1cf4
 def find_weights(
     names,               # file name, or several, in order of preference
     path=None,           # an explicit file, which must then exist
 )->Path|None:
-    "Find a file of pretrained weights: explicit path, then `$HX_WEIGHTS`, then the torch hub cache. None when there is none."
+    """Find a file of pretrained weights: explicit path, then `$HX_WEIGHTS`, then the torch hub cache. None when
+    there is none."""
     if path is not None:
         if not Path(path).is_file(): raise CheckpointError(f'{path}: no such file')
         return Path(path)
@@ -258,7 +278,8 @@ def progress(
     total:int|None=None, # how many there are, where `len(items)` does not say
     after:float=2.,    # seconds before a bar appears
 ):
-    "Go through `items`, with a fastprogress bar (in a notebook or terminal, not in a log file) once it has taken a while; its clock counts from the start."
+    """Go through `items`, with a fastprogress bar (in a notebook or terminal, not in a log file) once it has taken a
+    while; its clock counts from the start."""
     watched = IN_NOTEBOOK or sys.stdout.isatty()
     total, start, bar = len(items) if total is None else total, time.time(), None
     try:
@@ -279,10 +300,12 @@ _BLOCK = 2**18   # bytes between two looks at the connection
 
 def _request(url, have, timeout):
     "Open a connection, for what comes after `have` bytes: (response, where it starts, bytes of the whole or None)."
-    head = {'Accept-Encoding': 'identity', 'User-Agent': 'histoxplaining'} | ({'Range': f'bytes={have}-'} if have else {})
+    head = {'Accept-Encoding': 'identity', 'User-Agent': 'histoxplaining'} | ({'Range': f'bytes={have}-'} if have
+        else {})
     try: r = urllib.request.urlopen(urllib.request.Request(url, headers=head), timeout=timeout)
     except urllib.error.HTTPError as e:
-        if e.code in (408, 416, 425, 429) or e.code >= 500: raise _Again(f'the server says {e.code} {e.reason}', *[True] * (e.code == 416)) from None
+        if e.code in (408, 416, 425, 429) or e.code >= 500:
+            raise _Again(f'the server says {e.code} {e.reason}', *[True] * (e.code == 416)) from None
         raise DataError(f'{url}: the server says {e.code} {e.reason}') from None
     except (OSError, http.client.HTTPException) as e: raise _Again(str(e)) from None
     length = r.headers.get('Content-Length')
@@ -290,7 +313,8 @@ def _request(url, have, timeout):
     m = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', r.headers.get('Content-Range', ''))
     if r.status == 206 and m and int(m[1]) == have: return r, have, int(m[2]) if m[2] != '*' else None
     r.close()
-    raise _Again(f'the server answered {r.status} with the range {r.headers.get("Content-Range")!r} when asked for the bytes from {have}', True)
+    raise _Again(f'the server answered {r.status} with the range {r.headers.get("Content-Range")!r} when asked for the '
+        f'bytes from {have}', True)
 
 def _transfer(url, part, size, timeout):
     "Append what is missing to `part`; start over where the server cannot continue."
@@ -301,7 +325,8 @@ def _transfer(url, part, size, timeout):
     except _Again as e:
         if len(e.args) > 1: part.unlink(missing_ok=True)    # it cannot continue: then from the start
         raise
-    if size is not None and total is not None and total != size: raise _Again(f'the server has {total} bytes, expected {size}')
+    if size is not None and total is not None and total != size:
+        raise _Again(f'the server has {total} bytes, expected {size}')
     total = total or size
     with r, open(part, 'ab' if start else 'wb') as f:
         for _ in itertools.count() if total is None else progress(range(-(-(total - start) // _BLOCK))):
@@ -330,12 +355,16 @@ def fetch(
     wait:float=1.,             # seconds after the first such attempt; doubled each time, 30 at most
     timeout:float=60.,         # seconds without a byte after which a connection is given up
 )->Path:
-    "Fetch a file resumably. Raises `DataError`; what has come is then kept as `<path>.part`, and the same call goes on from there."
+    """Fetch a file resumably. Raises `DataError`; what has come is then kept as `<path>.part`, and the same call
+    goes on from there."""
     path, part, spoilt = Path(path), Path(f'{path}.part'), ''
-    if urllib.parse.urlparse(url).scheme not in ('http', 'https'): raise DataError(f'{url}: expected an address that starts with https:// or http://')
-    if checksum is not None and checksum.partition(':')[0] not in ('md5', 'sha256', 'sha512'): raise DataError(f'{path.name}: checksum {checksum!r}: expected md5:…, sha256:… or sha512:…')
+    if urllib.parse.urlparse(url).scheme not in ('http', 'https'):
+        raise DataError(f'{url}: expected an address that starts with https:// or http://')
+    if checksum is not None and checksum.partition(':')[0] not in ('md5', 'sha256', 'sha512'):
+        raise DataError(f'{path.name}: checksum {checksum!r}: expected md5:…, sha256:… or sha512:…')
     if path.exists():
-        if bad := _differs(path, size, checksum): raise DataError(f'{path}: exists already, but is not the file expected ({bad}); move it away')
+        if bad := _differs(path, size, checksum):
+            raise DataError(f'{path}: exists already, but is not the file expected ({bad}); move it away')
         return path
     why, failed, furthest = '', 0, part.stat().st_size if part.exists() else 0
     while failed < tries:
@@ -351,11 +380,14 @@ def fetch(
             now = part.stat().st_size if part.exists() else 0
             why, failed, furthest = e.args[0], 0 if now > furthest else failed + 1, max(now, furthest)
             continue
-        except OSError as e: raise DataError(f'{part}: cannot be written ({e.strerror}); what has come so far is kept') from None
+        except OSError as e:
+            raise DataError(f'{part}: cannot be written ({e.strerror}); what has come so far is kept') from None
         part.unlink()
         if spoilt: raise DataError(f'{url}: came twice with the wrong contents ({bad})')
         spoilt = why = bad
-    raise DataError(f'{url}: gave up after {tries} attempts in vain ({why})' + (f'; {part.stat().st_size} bytes are kept in {part.name}, and the same call goes on from there' if part.exists() else ''))
+    raise DataError(f'{url}: gave up after {tries} attempts in vain ({why})' +
+        (f'; {part.stat().st_size} bytes are kept in {part.name}, and the same call goes on from there' if part.exists()
+        else ''))
 
 # %% ../nbs/00_files.ipynb #8605176c
 def stream_seed(

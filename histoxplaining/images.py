@@ -20,25 +20,30 @@ def to_uint8(
     x:torch.Tensor,  # [N, 3, H, W] or [3, H, W] in [-1, 1]; values outside are clipped
 )->np.ndarray:
     "Network form to picture form: uint8 `[N, H, W, 3]` or `[H, W, 3]`, rounded to nearest. NaN raises `DataError`."
-    if not torch.isfinite(x).all(): raise DataError(f'to_uint8: the picture of shape {tuple(x.shape)} has values that are not finite')
+    if not torch.isfinite(x).all():
+        raise DataError(f'to_uint8: the picture of shape {tuple(x.shape)} has values that are not finite')
     x = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return x.movedim(-3, -1).cpu().numpy()
 
 def from_uint8(
     a:np.ndarray,    # uint8 [N, H, W, 3] or [H, W, 3]
 )->torch.Tensor:
-    "Picture form to network form: float32 `[N, 3, H, W]` or `[3, H, W]` in [-1, 1]. Exact inverse of `to_uint8` on uint8 values."
+    """Picture form to network form: float32 `[N, 3, H, W]` or `[3, H, W]` in [-1, 1]. Exact inverse of `to_uint8` on
+    uint8 values."""
     a = np.asarray(a)
-    if a.dtype != np.uint8 or a.shape[-1] != 3: raise DataError(f'expected uint8 [..., H, W, 3], found {a.dtype} {list(a.shape)}')
+    if a.dtype != np.uint8 or a.shape[-1] != 3:
+        raise DataError(f'expected uint8 [..., H, W, 3], found {a.dtype} {list(a.shape)}')
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(a, -1, -3))).float().div_(127.5).sub_(1)
 
 # %% ../nbs/01_images.ipynb #9ef0100d
 FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'JPEG2000')   # what is decoded; anything else is refused
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '.jp2')  # what a folder of tiles is searched for
-MAX_PIXELS = 64 * 2**20                                # a tile larger than 8192 x 8192 is taken for a decompression bomb
+# a tile larger than 8192 x 8192 is taken for a decompression bomb
+MAX_PIXELS = 64 * 2**20
 
 def _one_page(im, name):
-    "Turn to the page that is the picture: reduced copies are passed over, three grey channel pages are put together. Raises `DataError` for a stack."
+    """Turn to the page that is the picture: reduced copies are passed over, three grey channel pages are put
+    together. Raises `DataError` for a stack."""
     n = getattr(im, 'n_frames', 1)
     if n == 1 or im.format != 'TIFF': return im
     pages, ome = [], 'SizeC="3"' in str(im.tag_v2.get(270, ''))
@@ -46,9 +51,11 @@ def _one_page(im, name):
         im.seek(k)
         if not int(im.tag_v2.get(254, 0)) & 1: pages.append((k, im.size, im.mode))
     im.seek(pages[0][0] if pages else 0)
-    if ome and [(s, m) for _, s, m in pages] == [(im.size, 'L')] * 3: return Image.merge('RGB', [_page(im, k) for k, *_ in pages])
+    if ome and [(s, m) for _, s, m in pages] == [(im.size, 'L')] * 3:
+        return Image.merge('RGB', [_page(im, k) for k, *_ in pages])
     if all(w < im.width and h < im.height for _, (w, h), _ in pages[1:]): return im          # a pyramid
-    raise DataError(f'{name}: holds {len(pages)} pages ({", ".join(f"{w}x{h} {m}" for _, (w, h), m in pages[:4])}), of which none says that it is a copy of another; save each as a file of its own')
+    raise DataError(f'{name}: holds {len(pages)} pages ({", ".join(f"{w}x{h} {m}" for _, (w, h), m in pages[:4])}), of '
+        f'which none says that it is a copy of another; save each as a file of its own')
 
 def _page(im, k):
     im.seek(k)
@@ -56,7 +63,8 @@ def _page(im, k):
 
 def _sixteen_bits(im):
     "Whether the file has sixteen bits per channel: they are brought to eight by their upper half."
-    return any('16' in str(t[3][0] if isinstance(t[3], tuple) else t[3]) for t in getattr(im, 'tile', []) if len(t) > 3 and t[3])
+    return any('16' in str(t[3][0] if isinstance(t[3], tuple) else t[3]) for t in getattr(im, 'tile', []) if len(t) > 3
+        and t[3])
 
 def _on_white(im):
     "Without transparency, laid on white. Alpha of 0 and 1 is a mask and not an opacity."
@@ -69,24 +77,31 @@ def read_image(
     name:str|None=None,        # what to call it in errors
     max_pixels:int=MAX_PIXELS, # larger pictures are refused before decoding
 )->np.ndarray:
-    "Read a picture as uint8 RGB `[H, W, 3]`, the way viewers show it: turned by its orientation tag, grey and CMYK as RGB, alpha on white. Raises `DataError` with the file's name."
+    """Read a picture as uint8 RGB `[H, W, 3]`, the way viewers show it: turned by its orientation tag, grey and CMYK
+    as RGB, alpha on white. Raises `DataError` with the file's name."""
     name = name or (str(source) if isinstance(source, (str, Path)) else 'image')
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as im:
-            if im.width * im.height > max_pixels: raise DataError(f'{name}: {im.width}x{im.height} pixels, more than the {max_pixels} allowed')
+            if im.width * im.height > max_pixels:
+                raise DataError(f'{name}: {im.width}x{im.height} pixels, more than the {max_pixels} allowed')
             im, deep = _one_page(im, name), _sixteen_bits(im)
-            if im.width * im.height > max_pixels: raise DataError(f'{name}: {im.width}x{im.height} pixels, more than the {max_pixels} allowed')
+            if im.width * im.height > max_pixels:
+                raise DataError(f'{name}: {im.width}x{im.height} pixels, more than the {max_pixels} allowed')
             im.load()
             im = ImageOps.exif_transpose(im)
             if im.mode in ('RGBA', 'LA', 'PA') or 'transparency' in im.info: im = _on_white(im)
-            if im.mode not in ('RGB', 'RGBA', 'L', 'P', '1', 'CMYK'): raise DataError(f'{name}: mode {im.mode}, expected 8-bit RGB, RGBA, CMYK or grey')
+            if im.mode not in ('RGB', 'RGBA', 'L', 'P', '1', 'CMYK'):
+                raise DataError(f'{name}: mode {im.mode}, expected 8-bit RGB, RGBA, CMYK or grey')
             a = np.asarray(im.convert('RGB'))
-            if deep and a.max() < 16: raise DataError(f'{name}: has 16 bits per channel, of which the upper four are not used (12-bit values?); scale it to its full range, or save it with 8 bits')
+            if deep and a.max() < 16:
+                raise DataError(f'{name}: has 16 bits per channel, of which the upper four are not used (12-bit '
+                    f'values?); scale it to its full range, or save it with 8 bits')
             return a
     except DataError: raise
     except FileNotFoundError: raise DataError(f'{name}: no such file') from None
     except Image.DecompressionBombError as e: raise DataError(f'{name}: refused: {e}') from None
-    except Exception as e: raise DataError(f'{name}: not a readable {", ".join(FORMATS)} picture ({type(e).__name__}: {e})') from None
+    except Exception as e:
+        raise DataError(f'{name}: not a readable {", ".join(FORMATS)} picture ({type(e).__name__}: {e})') from None
 
 def write_png(
     path,                 # *.png
@@ -150,7 +165,8 @@ def shift(
     if m == 0: return x
     H, W = x.shape[-2:]
     p = F.pad(x, [m] * 4, mode='reflect')
-    return torch.stack([p[i, :, m - int(b):m - int(b) + H, m - int(a):m - int(a) + W] for i, (a, b) in enumerate(zip(dx, dy))])
+    return torch.stack([p[i, :, m - int(b):m - int(b) + H, m - int(a):m - int(a) + W] for i,
+        (a, b) in enumerate(zip(dx, dy))])
 
 # %% ../nbs/01_images.ipynb #ce56e9bf
 def zoom(
@@ -159,7 +175,8 @@ def zoom(
 )->torch.Tensor:
     "Scale each sample about its middle, bilinearly, reflecting at the border. Differentiable."
     theta = torch.eye(2, 3, dtype=x.dtype, device=x.device) / scale.to(x).view(-1, 1, 1)
-    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), mode='bilinear', padding_mode='reflection', align_corners=False)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), mode='bilinear',
+        padding_mode='reflection', align_corners=False)
 
 # %% ../nbs/01_images.ipynb #6e989b56
 STAINS = torch.tensor([[.650, .704, .286],    # haematoxylin
@@ -176,7 +193,8 @@ def optical_density(
 def hed(
     x:torch.Tensor,     # [..., 3, H, W] in [-1, 1]
 )->torch.Tensor:
-    "Amount of haematoxylin, eosin and residual in each pixel: `[..., 3, H, W]`, in optical density (Ruifrok & Johnston 2001)."
+    """Amount of haematoxylin, eosin and residual in each pixel: `[..., 3, H, W]`, in optical density (Ruifrok &
+    Johnston 2001)."""
     return torch.einsum('...chw,cs->...shw', optical_density(x), torch.linalg.inv(STAINS).to(x))
 
 def from_hed(
@@ -191,7 +209,8 @@ def stain_jitter(
     gain:torch.Tensor,  # [N, 2], of haematoxylin and eosin; 1 changes nothing
     bias:torch.Tensor,  # [N, 2], in optical density; 0 changes nothing
 )->torch.Tensor:
-    "The same tissue, stained more or less: `gain * amount + bias` for haematoxylin and eosin, the residual kept: `[N, 3, H, W]` in [-1, 1]."
+    """The same tissue, stained more or less: `gain * amount + bias` for haematoxylin and eosin, the residual kept:
+    `[N, 3, H, W]` in [-1, 1]."""
     s = hed(x)
     he = s[:, :2] * gain[:, :, None, None].to(x) + bias[:, :, None, None].to(x)
     return from_hed(torch.cat([he, s[:, 2:]], 1))
@@ -200,21 +219,26 @@ def restain(
     x:torch.Tensor,        # [N, 3, H, W] in [-1, 1]
     moments:torch.Tensor,  # [N, 4]: mean and deviation of haematoxylin, then of eosin, in optical density
 )->torch.Tensor:
-    "The same tissue with given moments of its stains, by the `gain` and `bias` that lead there: `[N, 3, H, W]` in [-1, 1]. What would be lighter than glass is clipped."
+    """The same tissue with given moments of its stains, by the `gain` and `bias` that lead there: `[N, 3, H, W]` in
+    [-1, 1]. What would be lighter than glass is clipped."""
     s, m = hed(x)[:, :2].flatten(2), moments.to(x).view(-1, 2, 2)
     gain = m[..., 1] / s.std(2).clamp(min=1e-3)
     return stain_jitter(x, gain, m[..., 0] - gain * s.mean(2))
 
 # %% ../nbs/01_images.ipynb #a63f427a
 INK, PAPER, ACCENT = '#22252b', '#ffffff', '#b3345f'  # text, background, the eosin pink of the house
-CLASS_COLOURS = ('#3b6ea8', '#c8553d', '#6a9a58', '#8c6bb1', '#d9a441', '#4fa3a5', '#9b5b6e', '#7b7f86', '#54506d')  # up to nine classes
+# up to nine classes
+CLASS_COLOURS = ('#3b6ea8', '#c8553d', '#6a9a58', '#8c6bb1', '#d9a441', '#4fa3a5', '#9b5b6e', '#7b7f86', '#54506d')
 
 def style():
     "Matplotlib settings of this project, as a context: `with style(): ...`"
     import matplotlib.pyplot as plt
-    return plt.rc_context({'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'xtick.labelsize': 7,
-        'ytick.labelsize': 7, 'legend.fontsize': 7, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'text.color': INK, 'xtick.color': INK,
-        'ytick.color': INK, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'legend.frameon': False, 'axes.prop_cycle': plt.cycler(color=CLASS_COLOURS),
+    return plt.rc_context({'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8,
+        'xtick.labelsize': 7,
+        'ytick.labelsize': 7, 'legend.fontsize': 7, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'text.color': INK,
+            'xtick.color': INK,
+        'ytick.color': INK, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6,
+            'legend.frameon': False, 'axes.prop_cycle': plt.cycler(color=CLASS_COLOURS),
         'figure.dpi': 110, 'savefig.dpi': 110, 'image.interpolation': 'nearest'})
 
 def grid(
@@ -225,7 +249,8 @@ def grid(
     "Tiles in rows, in their true colours: uint8 `[rows*(H+pad)+pad, cols*(W+pad)+pad, 3]`."
     imgs = [np.asarray(i) for i in imgs]
     if not imgs: raise DataError('grid: no pictures')
-    if len({i.shape for i in imgs}) > 1: raise DataError(f'grid: pictures of different sizes {sorted({i.shape for i in imgs})}')
+    if len({i.shape for i in imgs}) > 1:
+        raise DataError(f'grid: pictures of different sizes {sorted({i.shape for i in imgs})}')
     h, w = imgs[0].shape[:2]
     cols = cols or math.ceil(math.sqrt(len(imgs)))
     rows = math.ceil(len(imgs) / cols)
@@ -249,12 +274,16 @@ def show(
     rows = math.ceil(len(imgs) / cols)
     by_row = titles is not None and len(titles) == rows and rows > 1
     with style():
-        fig, axs = plt.subplots(rows, cols, figsize=(zoom * cols, zoom * rows * (1.02 if titles is None or by_row else 1.2)), squeeze=False)
+        fig, axs = plt.subplots(rows, cols, figsize=(zoom * cols,
+            zoom * rows * (1.02 if titles is None or by_row else 1.2)), squeeze=False)
         for ax in axs.flat: ax.set_axis_off()
         for i, (ax, im) in enumerate(zip(axs.flat, imgs)):
             ax.imshow(im)
             if by_row:
-                if i % cols == 0: ax.text(-.08, .5, titles[i // cols], transform=ax.transAxes, rotation=90, va='center', ha='right', fontsize=7)
+                if i % cols == 0:
+                    ax.text(-.08, .5, titles[i // cols], transform=ax.transAxes, rotation=90, va='center', ha='right',
+                        fontsize=7)
             elif titles is not None: ax.set_title(str(titles[i]), fontsize=7, pad=2)
-        plt.subplots_adjust(wspace=.04, hspace=.04 if titles is None or by_row else .25, left=.06 if by_row else 0, right=1, top=.9 if titles is not None and not by_row else 1, bottom=0)
+        plt.subplots_adjust(wspace=.04, hspace=.04 if titles is None or by_row else .25, left=.06 if by_row else 0,
+            right=1, top=.9 if titles is not None and not by_row else 1, bottom=0)
         plt.show()

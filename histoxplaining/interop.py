@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import AttrDict
-from .files import CheckpointError, DataError, PlainDict, load_pickle, load_tensors, save_tensors, sha256, stream, write_json
+from .files import (CheckpointError, DataError, PlainDict, load_pickle, load_tensors, save_tensors,
+    sha256, stream, write_json)
 from .images import read_image
 from .sources import CHEXPERT, lmdb_value, fail_with, lmdb_index, lmdb_source
 from .tiles import TileStore
@@ -26,15 +27,18 @@ from .checkpoints import PixelRange, save_model
 def _shape(tensors, key, where, ndim=None):
     "Shape of a tensor that must be there."
     if key not in tensors: raise CheckpointError(f'{where}: {key} is missing')
-    if ndim is not None and tensors[key].ndim != ndim: raise CheckpointError(f'{where}: {key} is {list(tensors[key].shape)}, expected {ndim} dimensions')
+    if ndim is not None and tensors[key].ndim != ndim:
+        raise CheckpointError(f'{where}: {key} is {list(tensors[key].shape)}, expected {ndim} dimensions')
     return tuple(tensors[key].shape)
 
 def _width_rule(tensors, at, where):
-    "channel_base and channel_max that give the widths found. `at`: resolution -> (tensor, dimension that tells its width)."
+    """channel_base and channel_max that give the widths found. `at`: resolution -> (tensor, dimension that tells its
+    width)."""
     widths = {r: (_shape(tensors, k, where) + (0, 0, 0))[dim] for r, (k, dim) in at.items()}
     most, size = widths[4], max(widths)
     base = next((r * w for r, w in sorted(widths.items()) if w < most), most * size)
-    odd = [f'{at[r][0]} has {w} channels, expected {channels(r, base, most)}' for r, w in widths.items() if w != channels(r, base, most)]
+    odd = [f'{at[r][0]} has {w} channels, expected {channels(r, base, most)}' for r,
+        w in widths.items() if w != channels(r, base, most)]
     if odd: raise CheckpointError(f'{where}: {"; ".join(odd)}: widths here are min({base} / resolution, {most})')
     return dict(channel_base=base, channel_max=most)
 
@@ -42,12 +46,15 @@ def _fill(net, names, tensors, where):
     "Copy tensors into a network. `names`: ours -> theirs; shapes may differ by dimensions of one."
     own, used = net.state_dict(), set(names.values())
     missing, odd = [t for t in names.values() if t not in tensors], sorted(k for k in tensors if k not in used)
-    if missing or odd: raise CheckpointError(f'{where}: ' + '; '.join(f'{what} {", ".join(ks[:4])}{f" and {len(ks) - 4} more" if len(ks) > 4 else ""}'
+    if missing or odd:
+        raise CheckpointError(f'{where}: ' +
+            '; '.join(f'{what} {", ".join(ks[:4])}{f" and {len(ks) - 4} more" if len(ks) > 4 else ""}'
         for what, ks in (('missing', missing), ('not known', odd)) if ks))
     bare = lambda shape: [n for n in shape if n != 1]
     for ours, theirs in names.items():
         t = tensors[theirs]
-        if bare(t.shape) != bare(own[ours].shape) and ours != 'label_maps' or t.numel() != own[ours].numel(): raise CheckpointError(f'{where}: {theirs} is {list(t.shape)}, expected {bare(own[ours].shape)}')
+        if bare(t.shape) != bare(own[ours].shape) and ours != 'label_maps' or t.numel() != own[ours].numel():
+            raise CheckpointError(f'{where}: {theirs} is {list(t.shape)}, expected {bare(own[ours].shape)}')
         if not torch.isfinite(t).all(): raise CheckpointError(f'{where}: {theirs} holds values that are not finite')
         own[ours].copy_(t.float().reshape(own[ours].shape))
     return net.eval().requires_grad_(False)
@@ -57,28 +64,41 @@ def _check_filter(tensors, end, gain, where):
     want = torch.outer(f := setup_filter(RESAMPLE), f) * gain
     for k in [k for k in tensors if k.split('.')[-1] == end]:
         t = tensors.pop(k).float()
-        if t.shape != want.shape or (t - want).abs().max() > 1e-4: raise CheckpointError(f'{where}: {k} is a filter {[round(v, 4) for v in t.flatten()[:4].tolist()]} ... of sum {float(t.sum()):.3g} and shape {list(t.shape)}; only [1, 3, 3, 1] of sum {gain:g} can be read')
+        if t.shape != want.shape or (t - want).abs().max() > 1e-4:
+            raise CheckpointError(f'{where}: {k} is a filter {[round(v, 4) for v in t.flatten()[:4].tolist()]} ... of '
+                f'sum {float(t.sum()):.3g} and shape {list(t.shape)}; only [1, 3, 3, 1] of sum {gain:g} can be read')
 
 # %% ../nbs/14_interop.ipynb #f28da933
 def _generator_names(size, n_mlp):
     "Our names of a generator's tensors -> the lineage's."
-    def layer(o, t, n): return {f'{o}.weight': f'{t}.conv.weight', f'{o}.affine.weight': f'{t}.conv.modulation.weight', f'{o}.affine.bias': f'{t}.conv.modulation.bias',
-                                f'{o}.noise_strength': f'{t}.noise.weight', f'{o}.bias': f'{t}.activate.bias', f'{o}.noise_const': f'noises.noise_{n}'}
-    def rgb(o, t): return {f'{o}.weight': f'{t}.conv.weight', f'{o}.affine.weight': f'{t}.conv.modulation.weight', f'{o}.affine.bias': f'{t}.conv.modulation.bias', f'{o}.bias': f'{t}.bias'}
-    out = {f'mapping.fc{i}.{p}': f'style.{i + 1}.{p}' for i in range(n_mlp) for p in ('weight', 'bias')} | {'synthesis.b4.const': 'input.input'}
+    def layer(o, t, n):
+        return {f'{o}.weight': f'{t}.conv.weight', f'{o}.affine.weight': f'{t}.conv.modulation.weight',
+            f'{o}.affine.bias': f'{t}.conv.modulation.bias',
+                                f'{o}.noise_strength': f'{t}.noise.weight', f'{o}.bias': f'{t}.activate.bias',
+                                    f'{o}.noise_const': f'noises.noise_{n}'}
+    def rgb(o, t):
+        return {f'{o}.weight': f'{t}.conv.weight', f'{o}.affine.weight': f'{t}.conv.modulation.weight',
+            f'{o}.affine.bias': f'{t}.conv.modulation.bias', f'{o}.bias': f'{t}.bias'}
+    out = {f'mapping.fc{i}.{p}': f'style.{i + 1}.{p}' for i in range(n_mlp)
+        for p in ('weight', 'bias')} | {'synthesis.b4.const': 'input.input'}
     out |= layer('synthesis.b4.conv1', 'conv1', 0) | rgb('synthesis.b4.torgb', 'to_rgb1')
     for k in range(int(math.log2(size)) - 2):
         b = f'synthesis.b{8 << k}'
-        out |= layer(f'{b}.conv0', f'convs.{2 * k}', 2 * k + 1) | layer(f'{b}.conv1', f'convs.{2 * k + 1}', 2 * k + 2) | rgb(f'{b}.torgb', f'to_rgbs.{k}')
+        out |= layer(f'{b}.conv0', f'convs.{2 * k}', 2 * k + 1) | layer(f'{b}.conv1', f'convs.{2 * k + 1}',
+            2 * k + 2) | rgb(f'{b}.torgb', f'to_rgbs.{k}')
     return out
 
 def _trunk_names(size, hidden):
     "Our names of a discriminator's (`hidden`) or encoder's tensors -> the lineage's."
-    out = {f'b{size}.fromrgb.weight': 'convs.0.0.weight', f'b{size}.fromrgb.bias': 'convs.0.1.bias', 'b4.conv.weight': 'final_conv.0.weight', 'b4.conv.bias': 'final_conv.1.bias'}
+    out = {f'b{size}.fromrgb.weight': 'convs.0.0.weight', f'b{size}.fromrgb.bias': 'convs.0.1.bias',
+        'b4.conv.weight': 'final_conv.0.weight', 'b4.conv.bias': 'final_conv.1.bias'}
     for k in range(1, int(math.log2(size)) - 1):
         b, t = f'b{size >> (k - 1)}', f'convs.{k}'
-        out |= {f'{b}.conv0.weight': f'{t}.conv1.0.weight', f'{b}.conv0.bias': f'{t}.conv1.1.bias', f'{b}.conv1.weight': f'{t}.conv2.1.weight', f'{b}.conv1.bias': f'{t}.conv2.2.bias', f'{b}.skip.weight': f'{t}.skip.1.weight'}
-    for o, t in {'fc': 'final_linear.0', 'out': 'final_linear.1'}.items() if hidden else [('out', 'final_linear.0')]: out |= {f'b4.{o}.{p}': f'{t}.{p}' for p in ('weight', 'bias')}
+        out |= {f'{b}.conv0.weight': f'{t}.conv1.0.weight', f'{b}.conv0.bias': f'{t}.conv1.1.bias',
+            f'{b}.conv1.weight': f'{t}.conv2.1.weight', f'{b}.conv1.bias': f'{t}.conv2.2.bias',
+            f'{b}.skip.weight': f'{t}.skip.1.weight'}
+    for o, t in {'fc': 'final_linear.0', 'out': 'final_linear.1'}.items() if hidden else [('out', 'final_linear.0')]:
+        out |= {f'b4.{o}.{p}': f'{t}.{p}' for p in ('weight', 'bias')}
     return out
 
 # %% ../nbs/14_interop.ipynb #e0220ef9
@@ -98,25 +118,33 @@ def _lineage_generator(tensors, latent_avg, where):
     tensors = dict(tensors)
     n_mlp = sum(bool(re.fullmatch(r'style\.\d+\.weight', k)) for k in tensors)
     size = 4 << sum(bool(re.fullmatch(r'to_rgbs\.\d+\.bias', k)) for k in tensors)
-    if size < 16: raise CheckpointError(f'{where}: not a generator of this kind, or one below 16 px: {len(tensors)} tensors, the first {", ".join(list(tensors)[:3])}')
+    if size < 16:
+        raise CheckpointError(f'{where}: not a generator of this kind, or one below 16 px: {len(tensors)} tensors, the '
+            f'first {", ".join(list(tensors)[:3])}')
     _, width, const, *_ = _shape(tensors, 'conv1.conv.weight', where, 5)
-    widths = {4: ('conv1.conv.weight', 1)} | {8 << k: (f'to_rgbs.{k}.conv.weight', 2) for k in range(int(math.log2(size)) - 2)}
+    widths = {4: ('conv1.conv.weight', 1)} | {8 << k: (f'to_rgbs.{k}.conv.weight', 2)
+        for k in range(int(math.log2(size)) - 2)}
     z_dim = _shape(tensors, 'style.1.weight', where, 2)[1]
     extra, c_dim = const - width, 0
     if 'embedding.weight' in tensors:
         per_class = _shape(tensors, 'embedding.weight', where, 2)[1]
-        if extra <= 0 or extra % per_class: raise CheckpointError(f'{where}: input.input has {const} channels; expected {width} and a multiple of the {per_class} of embedding.weight')
+        if extra <= 0 or extra % per_class:
+            raise CheckpointError(f'{where}: input.input has {const} channels; expected {width} and a multiple of the '
+                f'{per_class} of embedding.weight')
         c_dim = extra // per_class
         del tensors['embedding.weight']
     _check_filter(tensors, 'kernel', 4, where)
-    G = Generator(size, z_dim=z_dim, w_dim=z_dim, map_layers=n_mlp, feat_channels=0, const_channels=const if extra else None, **_width_rule(tensors, widths, where))
+    G = Generator(size, z_dim=z_dim, w_dim=z_dim, map_layers=n_mlp, feat_channels=0,
+        const_channels=const if extra else None, **_width_rule(tensors, widths, where))
     names = _generator_names(size, n_mlp)
     if not any(k.startswith('noises.') for k in tensors):
         print(f'{where}: has no noise pictures; they are drawn anew, always the same')
-        tensors |= {t: torch.randn(G.state_dict()[o].shape, generator=stream(0, t)) for o, t in names.items() if t.startswith('noises.')}
+        tensors |= {t: torch.randn(G.state_dict()[o].shape, generator=stream(0, t)) for o,
+            t in names.items() if t.startswith('noises.')}
     _fill(G, names, tensors, where)
     if latent_avg is not None:
-        if not isinstance(latent_avg, torch.Tensor) or latent_avg.numel() != z_dim: raise CheckpointError(f'{where}: latent_avg does not hold {z_dim} numbers')
+        if not isinstance(latent_avg, torch.Tensor) or latent_avg.numel() != z_dim:
+            raise CheckpointError(f'{where}: latent_avg does not hold {z_dim} numbers')
         G.mapping.w_avg.copy_(latent_avg.float().flatten())
     else: G.mapping.w_avg.copy_(G.mapping(torch.randn(4096, z_dim, generator=stream(0, 'w_avg')))[:, 0].mean(0))
     return G, c_dim, n_mlp
@@ -124,8 +152,11 @@ def _lineage_generator(tensors, latent_avg, where):
 def _trunk(tensors, where):
     "Size, rule of widths and input channels of a discriminator or encoder."
     size = 4 << sum(bool(re.fullmatch(r'convs\.\d+\.skip\.1\.weight', k)) for k in tensors)
-    if size < 16: raise CheckpointError(f'{where}: not a network of this kind, or one below 16 px: {len(tensors)} tensors, the first {", ".join(list(tensors)[:3])}')
-    widths = {4: ('final_conv.0.weight', 0)} | {size >> (k - 1): (f'convs.{k}.conv1.0.weight', 0) for k in range(1, int(math.log2(size)) - 1)}
+    if size < 16:
+        raise CheckpointError(f'{where}: not a network of this kind, or one below 16 px: {len(tensors)} tensors, the '
+            f'first {", ".join(list(tensors)[:3])}')
+    widths = {4: ('final_conv.0.weight', 0)} | {size >> (k - 1): (f'convs.{k}.conv1.0.weight', 0)
+        for k in range(1, int(math.log2(size)) - 1)}
     return size, _width_rule(tensors, widths, where), _shape(tensors, 'convs.0.0.weight', where, 4)[1]
 
 def _lineage_discriminator(tensors, where):
@@ -133,7 +164,9 @@ def _lineage_discriminator(tensors, where):
     size, widths, n_in = _trunk(tensors, where)
     _check_filter(tensors, 'kernel', 1, where)
     maps = 'embedding.weight' in tensors
-    if maps and n_in < 4: raise CheckpointError(f'{where}: has embedding.weight, but convs.0.0.weight reads {n_in} channels: no label maps')
+    if maps and n_in < 4:
+        raise CheckpointError(f'{where}: has embedding.weight, but convs.0.0.weight reads {n_in} channels: no label '
+            f'maps')
     D = Discriminator(size, n_in - 3, label_maps=maps, **widths)
     return _fill(D, _trunk_names(size, True) | ({'label_maps': 'embedding.weight'} if maps else {}), tensors, where)
 
@@ -142,7 +175,8 @@ def _lineage_encoder(tensors, G, where):
     size, widths, _ = _trunk(tensors, where)
     if size != G.size: raise CheckpointError(f'{where}: is for {size} px, the generator for {G.size}')
     _check_filter(tensors, 'kernel', 1, where)
-    return _fill(Encoder(size, G.num_ws, w_dim=G.w_dim, feat_channels=0, **widths), _trunk_names(size, False), tensors, where)
+    return _fill(Encoder(size, G.num_ws, w_dim=G.w_dim, feat_channels=0, **widths), _trunk_names(size, False), tensors,
+        where)
 
 # %% ../nbs/14_interop.ipynb #7ac8b5f7
 @dataclass
@@ -159,13 +193,15 @@ class LineageCheckpoint:
 def _state(ckpt, key, where):
     "A state dict out of a checkpoint, without the prefix of data-parallel training."
     sd = ckpt[key]
-    if not isinstance(sd, dict) or not sd or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in sd.items()): raise CheckpointError(f"{where}: '{key}' is not a state dict of tensors")
+    if not isinstance(sd, dict) or not sd or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k,
+            v in sd.items()): raise CheckpointError(f"{where}: '{key}' is not a state dict of tensors")
     return {k.removeprefix('module.'): v for k, v in sd.items()}
 
 def _args(ckpt, where):
     "The command line in a checkpoint as a dict; {} without one."
     a = ckpt.get('args') or {}
-    if not isinstance(a, (dict, argparse.Namespace)): raise CheckpointError(f"{where}: 'args' is a {type(a).__name__}, expected argparse.Namespace")
+    if not isinstance(a, (dict, argparse.Namespace)):
+        raise CheckpointError(f"{where}: 'args' is a {type(a).__name__}, expected argparse.Namespace")
     return dict(a if isinstance(a, dict) else vars(a))
 
 def _class_names(args, n):
@@ -179,12 +215,14 @@ def load_lineage_checkpoint(
     size:int|None=None,      # side of its pictures, to be checked; the file says it
     pixel_range=None,        # as for `PixelRange.of`; default: 'imagenet' for Style-CheXplain, 'pm1' for rosinality
 )->LineageCheckpoint:
-    "Read a checkpoint of rosinality's StyleGAN2 or Style-CheXplain (stylegan2, StyleEx, autoencoder) without executing it. Raises `CheckpointError` that names the file and key."
+    """Read a checkpoint of rosinality's StyleGAN2 or Style-CheXplain (stylegan2, StyleEx, autoencoder) without
+    executing it. Raises `CheckpointError` that names the file and key."""
     path = Path(path)
     ckpt = load_tensors(path, allow=(argparse.Namespace,))
     if not isinstance(ckpt, dict) or not {'g', 'g_ema'} & ckpt.keys():
         found = ', '.join(map(str, list(ckpt)[:6])) if isinstance(ckpt, dict) else type(ckpt).__name__
-        raise CheckpointError(f"{path}: has neither 'g_ema' nor 'g', so this is not a checkpoint of the lineage; found {found}")
+        raise CheckpointError(f"{path}: has neither 'g_ema' nor 'g', so this is not a checkpoint of the lineage; found "
+            f"{found}")
     args, key = _args(ckpt, path), 'g_ema' if 'g_ema' in ckpt else 'g'
     if key == 'g': print(f'{path.name}: has no moving average (g_ema); the generator as trained (g) is read')
     G, c_dim, n_mlp = _lineage_generator(_state(ckpt, key, path), ckpt.get('latent_avg'), f'{path}: {key}')
@@ -192,14 +230,20 @@ def load_lineage_checkpoint(
         if s not in (None, G.size): raise CheckpointError(f'{path}: {who} says {s} px, its tensors are for {G.size}')
     D = _lineage_discriminator(_state(ckpt, 'd', path), f'{path}: d') if 'd' in ckpt else None
     E = _lineage_encoder(_state(ckpt, 'e', path), G, f'{path}: e') if 'e' in ckpt else None
-    ours = {'cgan', 'classifier_ckpt', 'classifier_nof_classes', 'compare_to_healthy'} & args.keys() or c_dim or E is not None
+    ours = {'cgan', 'classifier_ckpt', 'classifier_nof_classes',
+        'compare_to_healthy'} & args.keys() or c_dim or E is not None
     effect = label_effect(G, c_dim) if c_dim else 0.
-    if c_dim and effect == 0: print(f'{path.name}: its generator ignores the label: {c_dim} classes, one picture. Only its discriminator is conditional')
+    if c_dim and effect == 0:
+        print(f'{path.name}: its generator ignores the label: {c_dim} classes, one picture. Only its discriminator is '
+            f'conditional')
     m = args.get('channel_multiplier') if G.size < 64 else G.synthesis.b64.torgb.weight.shape[1] / 256
     batch = args.get('batch')
-    config = AttrDict(size=G.size, channel_multiplier=m, c_dim=c_dim, n_mlp=n_mlp, latent=G.z_dim, arch=args.get('arch') or ('StyleEx' if E is not None and D is not None else 'autoencoder' if E is not None else 'stylegan2'),
+    config = AttrDict(size=G.size, channel_multiplier=m, c_dim=c_dim, n_mlp=n_mlp, latent=G.z_dim,
+        arch=args.get('arch') or ('StyleEx' if E is not None and D is not None else 'autoencoder' if E is not None
+        else 'stylegan2'),
         nimg=int(path.stem) * batch if re.fullmatch(r'\d{1,9}', path.stem) and isinstance(batch, int) else 0, args=args)
-    return LineageCheckpoint(G, D, E, config, PixelRange.of(pixel_range or ('imagenet' if ours else 'pm1')), _class_names(args, c_dim), effect)
+    return LineageCheckpoint(G, D, E, config, PixelRange.of(pixel_range or ('imagenet' if ours else 'pm1')),
+        _class_names(args, c_dim), effect)
 
 # %% ../nbs/14_interop.ipynb #68b142d2
 class StoredNetwork(dict):
@@ -207,18 +251,24 @@ class StoredNetwork(dict):
     def __init__(self, tensors, class_name, init_args, init_kwargs):
         super().__init__(tensors)
         self.class_name, self.init_args, self.init_kwargs = class_name, init_args, init_kwargs
-    def __repr__(self): return f'{self.class_name}({", ".join([*map(repr, self.init_args), *(f"{k}={v!r}" for k, v in self.init_kwargs.items())])}): {len(self)} tensors'
+    def __repr__(self):
+        return f'{self.class_name}({", ".join([*map(repr, self.init_args), *(f"{k}={v!r}" for k, v in self.init_kwargs.items())])}): {len(self)} tensors'
 
 _OBJECT = 'a persistent object'
-_NVIDIA = {('torch_utils.persistence', '_reconstruct_persistent_obj'): lambda meta: {_OBJECT: meta}, ('dnnlib.util', 'EasyDict'): PlainDict}
+_NVIDIA = {('torch_utils.persistence', '_reconstruct_persistent_obj'): lambda meta: {_OBJECT: meta},
+    ('dnnlib.util', 'EasyDict'): PlainDict}
 
 def _meta(obj, where):
     "Class name and state of a stored object."
     meta = obj.get(_OBJECT) if isinstance(obj, dict) else None
-    if not isinstance(meta, dict): raise CheckpointError(f'{where}: expected a stored network, found {type(obj).__name__}')
-    if (meta.get('type'), meta.get('version')) != ('class', 6): raise CheckpointError(f"{where}: stored as {meta.get('type')!r}, version {meta.get('version')!r}; this reads classes of version 6")
+    if not isinstance(meta, dict):
+        raise CheckpointError(f'{where}: expected a stored network, found {type(obj).__name__}')
+    if (meta.get('type'), meta.get('version')) != ('class', 6):
+        raise CheckpointError(f"{where}: stored as {meta.get('type')!r}, version {meta.get('version')!r}; this reads "
+            f"classes of version 6")
     state = meta.get('state')
-    if not isinstance(state, dict) or not isinstance(meta.get('class_name'), str): raise CheckpointError(f'{where}: a stored network without class name and state')
+    if not isinstance(state, dict) or not isinstance(meta.get('class_name'), str):
+        raise CheckpointError(f'{where}: a stored network without class name and state')
     return meta['class_name'], state
 
 def _stored_tensors(obj, where, prefix=''):
@@ -236,20 +286,25 @@ def _stored_tensors(obj, where, prefix=''):
 def _stored_network(obj, where):
     try:
         name, state = _meta(obj, where)
-        return StoredNetwork(_stored_tensors(obj, where), name, tuple(state.get('_init_args', ())), dict(state.get('_init_kwargs', {})))
+        return StoredNetwork(_stored_tensors(obj, where), name, tuple(state.get('_init_args', ())),
+            dict(state.get('_init_kwargs', {})))
     except CheckpointError: raise
-    except (RecursionError, AttributeError, TypeError, ValueError) as e: raise CheckpointError(f'{where}: not a network as they are stored ({type(e).__name__})') from None
+    except (RecursionError, AttributeError, TypeError, ValueError) as e:
+        raise CheckpointError(f'{where}: not a network as they are stored ({type(e).__name__})') from None
 
 def _nvidia_networks(data, path):
     found = ', '.join(map(str, list(data)[:6])) if isinstance(data, dict) else type(data).__name__
-    if not isinstance(data, dict) or data.get('G_ema') is None: raise CheckpointError(f'{path}: not a network file of StyleGAN2-ADA: no G_ema; found {found}')
-    nets = {k: None if data.get(k) is None else _stored_network(data[k], f'{path}: {k}') for k in ('G', 'D', 'G_ema', 'augment_pipe')}
+    if not isinstance(data, dict) or data.get('G_ema') is None:
+        raise CheckpointError(f'{path}: not a network file of StyleGAN2-ADA: no G_ema; found {found}')
+    nets = {k: None if data.get(k) is None else _stored_network(data[k], f'{path}: {k}')
+        for k in ('G', 'D', 'G_ema', 'augment_pipe')}
     return AttrDict(nets, training_set_kwargs=data.get('training_set_kwargs'))
 
 def load_nvidia_pickle(
     path,       # *.pkl
 )->dict:
-    "Read a network file of StyleGAN2-ADA without executing it: `G`, `D`, `G_ema` and `augment_pipe` (each a `StoredNetwork` or None), and `training_set_kwargs`. Raises `CheckpointError`."
+    """Read a network file of StyleGAN2-ADA without executing it: `G`, `D`, `G_ema` and `augment_pipe` (each a
+    `StoredNetwork` or None), and `training_set_kwargs`. Raises `CheckpointError`."""
     return _nvidia_networks(load_pickle(path, _NVIDIA), path)
 
 # %% ../nbs/14_interop.ipynb #1137089f
@@ -261,34 +316,49 @@ def _depth(tensors): return sum(bool(re.fullmatch(r'mapping\.fc\d+\.weight', k))
 
 def _like_ours(net): return {k: k for k in net.state_dict() if not k.endswith('cond_weight')}
 
-def _precision(cls, num_fp16_res): return {'num_fp16_res': num_fp16_res} if 'num_fp16_res' in inspect.signature(cls.__init__).parameters else {}
+def _precision(cls, num_fp16_res):
+    return {'num_fp16_res': num_fp16_res} if 'num_fp16_res' in inspect.signature(cls.__init__).parameters else {}
 
 def _nvidia_generator(tensors, conv_clamp, num_fp16_res, where):
     t = dict(tensors)
-    if any(re.match(r'synthesis\.(input\.|L\d+_)', k) for k in t): raise CheckpointError(f'{where}: an alias-free generator of StyleGAN3; only its StyleGAN2 networks can be read')
+    if any(re.match(r'synthesis\.(input\.|L\d+_)', k) for k in t):
+        raise CheckpointError(f'{where}: an alias-free generator of StyleGAN3; only its StyleGAN2 networks can be read')
     rs = _blocks(t, r'synthesis\.b(\d+)\.conv1\.weight')
-    if len(rs) < 3 or rs != [4 << i for i in range(len(rs))]: raise CheckpointError(f'{where}: not a StyleGAN2 generator of 16 px or more: blocks {rs}')
-    if any('.skip.' in k for k in t) or _blocks(t, r'synthesis\.b(\d+)\.torgb\.weight') != rs: raise CheckpointError(f"{where}: not the 'skip' architecture (every block with torgb, none with skip), which is the one built here")
-    if (n := _shape(t, 'synthesis.b4.torgb.weight', where, 4)[0]) != 3: raise CheckpointError(f'{where}: makes pictures of {n} channels; expected 3')
-    w_dim, c_dim = _shape(t, 'synthesis.b4.conv1.affine.weight', where, 2)[1], _shape(t, 'mapping.embed.weight', where, 2)[1] if 'mapping.embed.weight' in t else 0
+    if len(rs) < 3 or rs != [4 << i for i in range(len(rs))]:
+        raise CheckpointError(f'{where}: not a StyleGAN2 generator of 16 px or more: blocks {rs}')
+    if any('.skip.' in k for k in t) or _blocks(t, r'synthesis\.b(\d+)\.torgb\.weight') != rs:
+        raise CheckpointError(f"{where}: not the 'skip' architecture (every block with torgb, none with skip), which "
+            f"is the one built here")
+    if (n := _shape(t, 'synthesis.b4.torgb.weight', where, 4)[0]) != 3:
+        raise CheckpointError(f'{where}: makes pictures of {n} channels; expected 3')
+    w_dim, c_dim = _shape(t, 'synthesis.b4.conv1.affine.weight', where, 2)[1], _shape(t, 'mapping.embed.weight', where,
+        2)[1] if 'mapping.embed.weight' in t else 0
     z_dim = _shape(t, 'mapping.fc0.weight', where, 2)[1] - (w_dim if c_dim else 0)
-    if z_dim < 1: raise CheckpointError(f'{where}: mapping.fc0.weight is {list(t["mapping.fc0.weight"].shape)}, too narrow for z beside an embedding of {w_dim}')
+    if z_dim < 1:
+        raise CheckpointError(f'{where}: mapping.fc0.weight is {list(t["mapping.fc0.weight"].shape)}, too narrow for z '
+            f'beside an embedding of {w_dim}')
     _check_filter(t, 'resample_filter', 1, where)
     widths = {r: (f'synthesis.b{r}.torgb.weight', 1) for r in rs}
-    G = Generator(rs[-1], c_dim, z_dim, w_dim, map_layers=_depth(t), conv_clamp=conv_clamp, feat_channels=0, **_width_rule(t, widths, where), **_precision(Generator, num_fp16_res))
+    G = Generator(rs[-1], c_dim, z_dim, w_dim, map_layers=_depth(t), conv_clamp=conv_clamp, feat_channels=0,
+        **_width_rule(t, widths, where), **_precision(Generator, num_fp16_res))
     return _fill(G, _like_ours(G), t, where)
 
 def _nvidia_discriminator(tensors, conv_clamp, mbstd_group, num_fp16_res, where):
     t = dict(tensors)
     rs = _blocks(t, r'b(\d+)\.conv0\.weight')
-    if len(rs) < 2 or rs != [8 << i for i in range(len(rs))]: raise CheckpointError(f'{where}: not a StyleGAN2 discriminator of 16 px or more: blocks {rs}')
-    if _blocks(t, r'b(\d+)\.skip\.weight') != rs or _blocks(t, r'b(\d+)\.fromrgb\.weight') != rs[-1:]: raise CheckpointError(f"{where}: not the 'resnet' architecture (every block with skip, the first with fromrgb), which is the one built here")
+    if len(rs) < 2 or rs != [8 << i for i in range(len(rs))]:
+        raise CheckpointError(f'{where}: not a StyleGAN2 discriminator of 16 px or more: blocks {rs}')
+    if _blocks(t, r'b(\d+)\.skip\.weight') != rs or _blocks(t, r'b(\d+)\.fromrgb\.weight') != rs[-1:]:
+        raise CheckpointError(f"{where}: not the 'resnet' architecture (every block with skip, the first with "
+            f"fromrgb), which is the one built here")
     _check_filter(t, 'resample_filter', 1, where)
     widths = _width_rule(t, {4: ('b4.conv.weight', 0)} | {r: (f'b{r}.conv0.weight', 0) for r in rs}, where)
     std = _shape(t, 'b4.conv.weight', where)[1] - widths['channel_max']
-    if std not in (0, 1): raise CheckpointError(f'{where}: b4.conv.weight reads {std} channels of minibatch deviation; expected 1 or none')
+    if std not in (0, 1):
+        raise CheckpointError(f'{where}: b4.conv.weight reads {std} channels of minibatch deviation; expected 1 or none')
     c_dim = _shape(t, 'mapping.embed.weight', where, 2)[1] if 'mapping.embed.weight' in t else 0
-    D = Discriminator(rs[-1], c_dim, map_layers=_depth(t), mbstd_group=mbstd_group * std, conv_clamp=conv_clamp, **widths, **_precision(Discriminator, num_fp16_res))
+    D = Discriminator(rs[-1], c_dim, map_layers=_depth(t), mbstd_group=mbstd_group * std, conv_clamp=conv_clamp,
+        **widths, **_precision(Discriminator, num_fp16_res))
     return _fill(D, _like_ours(D), t, where)
 
 def from_nvidia_state(
@@ -299,28 +369,36 @@ def from_nvidia_state(
     mbstd_group:int=4,          # samples per group of the minibatch deviation
     num_fp16_res:int=0,         # highest resolutions that run in half precision where the device has it; no effect while the networks of this package run in float32 only
 )->tuple:
-    "Networks of ours from state dicts of StyleGAN2-ADA, conditional or not: `(G, D)`. Sizes are read off the shapes. Raises `CheckpointError` that names the tensor."
+    """Networks of ours from state dicts of StyleGAN2-ADA, conditional or not: `(G, D)`. Sizes are read off the
+    shapes. Raises `CheckpointError` that names the tensor."""
     G = _nvidia_generator(G_state, conv_clamp, num_fp16_res, 'G')
     return G, None if D_state is None else _nvidia_discriminator(D_state, conv_clamp, mbstd_group, num_fp16_res, 'D')
 
 # %% ../nbs/14_interop.ipynb #8d105cf0
 def _inception(data, path):
-    if not isinstance(data, dict) or not {'mean', 'cov'} <= data.keys(): raise CheckpointError(f"{path}: no statistics of Inception features: expected mean and cov, found {', '.join(map(str, list(data)[:6])) if isinstance(data, dict) else type(data).__name__}")
-    mean, cov = (np.asarray(v, np.float64) if isinstance(v, np.ndarray) and v.dtype.kind in 'iuf' else None for v in (data['mean'], data['cov']))
+    if not isinstance(data, dict) or not {'mean', 'cov'} <= data.keys():
+        raise CheckpointError(f"{path}: no statistics of Inception features: expected mean and cov, found "
+            f"{', '.join(map(str, list(data)[:6])) if isinstance(data, dict) else type(data).__name__}")
+    mean, cov = (np.asarray(v, np.float64) if isinstance(v, np.ndarray) and v.dtype.kind in 'iuf' else None
+        for v in (data['mean'], data['cov']))
     if mean is None or cov is None or mean.ndim != 1 or cov.shape != (len(mean),) * 2:
-        raise CheckpointError(f"{path}: expected mean [d] and cov [d, d], found {' and '.join(str(list(v.shape)) if isinstance(v, np.ndarray) else type(v).__name__ for v in (data['mean'], data['cov']))}")
-    if not (np.isfinite(mean).all() and np.isfinite(cov).all()): raise CheckpointError(f'{path}: holds values that are not finite')
+        raise CheckpointError(f"{path}: expected mean [d] and cov [d, d], found "
+            f"{' and '.join(str(list(v.shape)) if isinstance(v, np.ndarray) else type(v).__name__ for v in (data['mean'], data['cov']))}")
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise CheckpointError(f'{path}: holds values that are not finite')
     return dict(mean=mean, cov=cov, size=data.get('size'), path=data.get('path'))
 
 def load_inception_pickle(
     path,       # inception_*.pkl
 )->dict:
-    "Read statistics of Inception features: mean float64 `[d]`, cov `[d, d]`, size in pixels, and path of the data set they were measured on. Raises `CheckpointError`."
+    """Read statistics of Inception features: mean float64 `[d]`, cov `[d, d]`, size in pixels, and path of the data
+    set they were measured on. Raises `CheckpointError`."""
     return _inception(load_pickle(path), path)
 
 # %% ../nbs/14_interop.ipynb #91ecf4ec
 class LineageStore:
-    "Pictures and labels in an LMDB of rosinality's StyleGAN2 or Style-CheXplain: `store[i]` is (uint8 `[H, W, 3]`, label bytes uint8 `[columns]` or None)."
+    """Pictures and labels in an LMDB of rosinality's StyleGAN2 or Style-CheXplain: `store[i]` is (uint8 `[H, W, 3]`,
+    label bytes uint8 `[columns]` or None)."""
     def __init__(self,
         path,                # folder with a data.mdb
         size:int|None=None,  # which side to read, where there are several; default: the largest
@@ -335,7 +413,8 @@ class LineageStore:
     def __getitem__(self, i):
         if not -len(self) <= i < len(self): raise IndexError(f'picture {i} of {len(self)}')
         key = self.index.keys[i]
-        return read_image(lmdb_value(self.path, key.encode()), f'{self.path}: {key}').copy(), None if self.labels is None else self.labels[i].copy()
+        return read_image(lmdb_value(self.path, key.encode()),
+            f'{self.path}: {key}').copy(), None if self.labels is None else self.labels[i].copy()
 
     @property
     def counts(self):
@@ -359,7 +438,10 @@ class LineageStore:
 # %% ../nbs/14_interop.ipynb #cbd4ce4b
 def _fresh(dst, overwrite, ours):
     "Raises unless `dst` is free, or may be replaced and is one of ours."
-    if dst.exists() and not (overwrite and ours(dst)): raise CheckpointError(f'{dst}: exists already' + (' and is not a file of this kind; choose another name' if overwrite else '; choose another name, or overwrite it'))
+    if dst.exists() and not (overwrite and ours(dst)):
+        raise CheckpointError(f'{dst}: exists already' +
+            (' and is not a file of this kind; choose another name' if overwrite
+            else '; choose another name, or overwrite it'))
 
 def _foreign_classifier(file, arch, classes, size):
     "The classifier to be explained: ours, or a state dict of `arch` that was trained in ImageNet's normalisation."
@@ -370,7 +452,8 @@ def _foreign_classifier(file, arch, classes, size):
 def _convert_inception(data, src, dst, overwrite):
     s, dst = _inception(data, src), dst if dst.suffix == '.safetensors' else dst.with_name(dst.name + '.safetensors')
     for p in (dst, dst.with_suffix('.json')): _fresh(p, overwrite, lambda p: p.is_file())
-    about = dict(kind='inception statistics', size=s['size'], path=s['path'], source=dict(file=src.name, sha256=sha256(src)))
+    about = dict(kind='inception statistics', size=s['size'], path=s['path'],
+        source=dict(file=src.name, sha256=sha256(src)))
     save_tensors(dst, {k: torch.from_numpy(s[k]) for k in ('mean', 'cov')}, about)
     write_json(dst.with_suffix('.json'), about)
     print(f'{src.name}: mean and covariance of {len(s["mean"])} Inception features -> {dst}')
@@ -380,18 +463,25 @@ def _nvidia_model(nets, src):
     "Networks and card of a StyleGAN2-ADA file."
     kw = nets.G_ema.init_kwargs
     if nets.D is not None: kw = nets.D.init_kwargs | kw
-    for group in ('epilogue_kwargs', 'synthesis_kwargs'): kw = kw | (kw[group] if isinstance(kw.get(group), dict) else {})
-    number = lambda name, default: v if isinstance(v := kw.get(name, default), (int, float, type(None))) else fail_with(CheckpointError(f'{src}: {name} is {v!r}, expected a number'))
-    G, D = from_nvidia_state(nets.G_ema, nets.D, conv_clamp=number('conv_clamp', 256), mbstd_group=number('mbstd_group_size', 4) or 4, num_fp16_res=number('num_fp16_res', 0) or 0)
+    for group in ('epilogue_kwargs', 'synthesis_kwargs'):
+        kw = kw | (kw[group] if isinstance(kw.get(group), dict) else {})
+    number = lambda name, default: v if isinstance(v := kw.get(name, default),
+        (int, float, type(None))) else fail_with(CheckpointError(f'{src}: {name} is {v!r}, expected a number'))
+    G, D = from_nvidia_state(nets.G_ema, nets.D, conv_clamp=number('conv_clamp', 256),
+        mbstd_group=number('mbstd_group_size', 4) or 4, num_fp16_res=number('num_fp16_res', 0) or 0)
     n = re.search(r'(\d{6})$', src.stem)
-    return G, D, None, dict(arch='stylegan2', classes=[f'class {k}' for k in range(G.c_dim)], nimg=int(n[1]) * 1000 if n else 0, pixel_range=PixelRange(), label_effect=label_effect(G) if G.c_dim else None,
-                            source=dict(format='StyleGAN2-ADA', class_name=nets.G_ema.class_name, init_kwargs=nets.G_ema.init_kwargs, training_set_kwargs=nets.training_set_kwargs))
+    return G, D, None, dict(arch='stylegan2', classes=[f'class {k}' for k in range(G.c_dim)],
+        nimg=int(n[1]) * 1000 if n else 0, pixel_range=PixelRange(), label_effect=label_effect(G) if G.c_dim else None,
+                            source=dict(format='StyleGAN2-ADA', class_name=nets.G_ema.class_name,
+                                init_kwargs=nets.G_ema.init_kwargs, training_set_kwargs=nets.training_set_kwargs))
 
 def _lineage_model(src, pixel_range):
     "Networks and card of a checkpoint of the lineage."
     c = load_lineage_checkpoint(src, pixel_range=pixel_range)
-    return c.G, c.D, c.E, dict(arch=c.config.arch, classes=list(c.classes), nimg=c.config.nimg, pixel_range=c.pixel_range, label_effect=c.label_effect if c.config.c_dim else None,
-                               source=dict(format='lineage', **{k: v for k, v in c.config.items() if k not in ('size', 'arch', 'nimg')}))
+    return c.G, c.D, c.E, dict(arch=c.config.arch, classes=list(c.classes), nimg=c.config.nimg,
+        pixel_range=c.pixel_range, label_effect=c.label_effect if c.config.c_dim else None,
+                               source=dict(format='lineage',
+                                   **{k: v for k, v in c.config.items() if k not in ('size', 'arch', 'nimg')}))
 
 def _is_pickle(path):
     with open(path, 'rb') as f: head = f.read(2)
@@ -410,21 +500,30 @@ def convert(
 )->Path:
     "Turn a foreign file into files of ours, without executing it; returns what was made. Raises `CheckpointError`."
     src, dst = Path(src), Path(dst)
-    if isinstance(classes, dict): raise CheckpointError(f'classes: expected names in the order of the labels, found {classes}')
-    if src.is_dir() or src.suffix in ('.zip', '.lmdb'): raise CheckpointError(f'{src}: tiles are read by hx_tiles; expected a checkpoint (.pt), a network file or statistics (.pkl)')
+    if isinstance(classes, dict):
+        raise CheckpointError(f'classes: expected names in the order of the labels, found {classes}')
+    if src.is_dir() or src.suffix in ('.zip', '.lmdb'):
+        raise CheckpointError(f'{src}: tiles are read by hx_tiles; expected a checkpoint (.pt), a network file or '
+            f'statistics (.pkl)')
     if not src.is_file(): raise CheckpointError(f'{src}: no such file')
     _fresh(dst, overwrite, lambda p: (p/'card.json').is_file() or p.suffix == '.safetensors')
     data = load_pickle(src, _NVIDIA) if _is_pickle(src) else None
     if isinstance(data, dict) and 'cov' in data: return _convert_inception(data, src, dst, overwrite)
-    G, D, E, card = _lineage_model(src, pixel_range) if data is None else _nvidia_model(_nvidia_networks(data, src), src)
+    G, D, E, card = _lineage_model(src, pixel_range) if data is None else _nvidia_model(_nvidia_networks(data, src),
+        src)
     if pixel_range is not None: card['pixel_range'] = PixelRange.of(pixel_range)
     clf = _foreign_classifier(classifier, classifier_arch, classes, G.size)
     known, names = len(card['classes']), list(classes or (clf.classes if clf is not None else card['classes']))
-    if known and len(names) != known: raise CheckpointError(f'{src}: was trained with {known} classes, but {len(names)} were named: {", ".join(names)}')
-    card = dict(name=src.stem, size=G.size, noise=True, mpp=None) | card | dict(classes=names, pixel_range=asdict(card['pixel_range']), label_inert=card.pop('label_effect') == 0 if known else None)
+    if known and len(names) != known:
+        raise CheckpointError(f'{src}: was trained with {known} classes, but {len(names)} were named: '
+            f'{", ".join(names)}')
+    card = dict(name=src.stem, size=G.size, noise=True, mpp=None) | card | dict(classes=names,
+        pixel_range=asdict(card['pixel_range']), label_inert=card.pop('label_effect') == 0 if known else None)
     card['source'] = json.loads(json.dumps(dict(file=src.name, sha256=sha256(src)) | card['source'], default=str))
     save_model(dst, G, E, clf, card, half=half, D=D)
-    parts = ['generator' + (' that ignores its label' if card['label_inert'] else ''), *(n for n, p in (('discriminator', D), ('encoder', E), ('classifier', clf)) if p is not None)]
+    parts = ['generator' + (' that ignores its label' if card['label_inert'] else ''),
+        *(n for n, p in (('discriminator', D), ('encoder', E), ('classifier', clf)) if p is not None)]
     what = f'classes {", ".join(names)}' if names else 'no classes'
-    print(f"{src.name}: {card['source']['format']}, {G.size} px, {what}, pictures in {PixelRange.of(card['pixel_range'])}: {', '.join(parts)} -> {dst}")
+    print(f"{src.name}: {card['source']['format']}, {G.size} px, {what}, pictures in "
+        f"{PixelRange.of(card['pixel_range'])}: {', '.join(parts)} -> {dst}")
     return dst

@@ -42,7 +42,9 @@ def refine(
     prior:float=2e-4,      # weight of the squared distance from the encoder's code
     enough:float|None=None, # stop as soon as the classifier's p of every tile and its picture differ by less and the decision is the same; looked at every three steps
 )->tuple:
-    "Codes `(w+, layout)` whose pictures are nearer to the tiles: L1, perceptual distance (Zhang et al. 2018) and classifier consistency, in whitened coordinates (Abdal et al. 2019 for W+, Lang et al. 2021 for the consistency)."
+    """Codes `(w+, layout)` whose pictures are nearer to the tiles: L1, perceptual distance (Zhang et al. 2018) and
+    classifier consistency, in whitened coordinates (Abdal et al. 2019 for W+, Lang et al. 2021 for the
+    consistency)."""
     if not steps: return w, feat
     root, like = explainer.reference.root.to(w), _perceptual().to(w.device)
     with torch.no_grad(): opinion, seen = explainer.classify(x, classifier), like.maps(x)
@@ -57,8 +59,10 @@ def refine(
         if not on.any(): break
         live, img = live[on], img[on]
         off = like(img, [m[live] for m in seen]).sum() + 2 * (img - x[live]).abs().mean([1, 2, 3]).sum()
-        off = off + .05 * len(live) * classifier_kl(explainer.classify(img, classifier), opinion[live]) + prior * part[0].square().sum() / w.shape[1]
-        for a, m, g in zip(away, moments, torch.autograd.grad(off, part)): _adam(a, m, g[on], live, k, lr * min(1, 2 * (1 - k / steps) + .1))
+        off = off + .05 * len(live) * classifier_kl(explainer.classify(img, classifier),
+            opinion[live]) + prior * part[0].square().sum() / w.shape[1]
+        for a, m, g in zip(away, moments, torch.autograd.grad(off, part)):
+            _adam(a, m, g[on], live, k, lr * min(1, 2 * (1 - k / steps) + .1))
     with torch.no_grad(): return code(slice(None), *away)
 
 # %% ../nbs/27_inversion.ipynb #37caccd3
@@ -68,7 +72,8 @@ def carry_detail(
     after:torch.Tensor,    # what the edit made of those
     soft:float=.12,        # change of optical density at which most of the detail is dropped
 )->tuple:
-    "The edited tiles with the detail that the generator missed `[N, 3, H, W]`, the mask `[N, H, W]` of where the edit rules, and the ghosting score `[N]`."
+    """The edited tiles with the detail that the generator missed `[N, 3, H, W]`, the mask `[N, H, W]` of where the
+    edit rules, and the ghosting score `[N]`."""
     a, b = optical_density(before), optical_density(after)
     detail = optical_density(x) - a
     change = F.avg_pool2d(F.pad((b - a).abs().mean(1, keepdim=True), [3] * 4, mode='replicate'), 7, 1)

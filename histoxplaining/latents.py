@@ -29,7 +29,8 @@ class Direction:
     def save(self, path):
         "Write it to a safetensors file, to be shared or applied elsewhere."
         t = dict(vector=self.vector) | ({} if self.effect is None else dict(effect=self.effect))
-        save_tensors(path, t, dict(name=self.name, space=self.space, hold=list(self.hold), slope=self.slope, top=list(self.top)))
+        save_tensors(path, t, dict(name=self.name, space=self.space, hold=list(self.hold), slope=self.slope,
+            top=list(self.top)))
 
     @classmethod
     def load(cls, path):
@@ -48,19 +49,23 @@ def mean_gradient(
     *fns,            # each: pictures [b, 3, H, W] -> one number per picture
     batch:int=32,    # pictures at a time
 )->torch.Tensor:
-    "Mean over tiles of the gradient of each `fn(picture)` with respect to w: `[w_dim]`, or `[len(fns), w_dim]` for several, which share one rendering."
+    """Mean over tiles of the gradient of each `fn(picture)` with respect to w: `[w_dim]`, or `[len(fns), w_dim]` for
+    several, which share one rendering."""
     total = w.new_zeros(len(fns), w.shape[1])
     for i in range(0, len(w), batch):
         wi = w[i:i + batch].detach().requires_grad_()
         img = explainer.generate(wi, None if feat is None else feat[i:i + batch])
         for k, fn in enumerate(fns):
             y = fn(img).sum()
-            if not y.requires_grad: raise NoDirection('this classifier lets no gradient through, and the method follows one: use translate or prototype')
+            if not y.requires_grad:
+                raise NoDirection('this classifier lets no gradient through, and the method follows one: use translate '
+                    'or prototype')
             total[k] += torch.autograd.grad(y, wi, retain_graph=k < len(fns) - 1)[0].sum(0)
     return total[0] / len(w) if len(fns) == 1 else total / len(w)
 
 # %% ../nbs/24_latents.ipynb #70e5b339
-HOLDS = {'stain': {'haematoxylin': lambda img: hed(img)[:, 0].mean([1, 2]), 'eosin': lambda img: hed(img)[:, 1].mean([1, 2]), 'brightness': lambda img: img.mean([1, 2, 3])}}
+HOLDS = {'stain': {'haematoxylin': lambda img: hed(img)[:, 0].mean([1, 2]),
+    'eosin': lambda img: hed(img)[:, 1].mean([1, 2]), 'brightness': lambda img: img.mean([1, 2, 3])}}
 
 def steepest(
     g:torch.Tensor,        # [d] gradient to follow
@@ -69,10 +74,12 @@ def steepest(
 )->torch.Tensor:
     "The step of unit Mahalanobis length that follows `g` best while `R^T d = 0`."
     u = g
-    if R is not None and R.shape[1]: u = g - R @ torch.linalg.lstsq(R.T @ cov @ R, (R.T @ cov @ g)[:, None]).solution[:, 0]
+    if R is not None and R.shape[1]:
+        u = g - R @ torch.linalg.lstsq(R.T @ cov @ R, (R.T @ cov @ g)[:, None]).solution[:, 0]
     d = cov @ u
     norm = (u @ d).clamp_min(0).sqrt()
-    if not norm > 0: raise NoDirection('the direction vanishes: the classifier does not react to anything the generator can change')
+    if not norm > 0:
+        raise NoDirection('the direction vanishes: the classifier does not react to anything the generator can change')
     return d / norm
 
 # %% ../nbs/24_latents.ipynb #c2d7bd93
@@ -81,7 +88,8 @@ def held_gradients(
     hold=('stain',),         # keys of HOLDS
     n:int=64,                # reference tiles to average over
 )->torch.Tensor:
-    "Mean gradients of the held quantities with respect to w: `[w_dim, k]`. Kept in the explainer. Raises `HxError` for an unknown name."
+    """Mean gradients of the held quantities with respect to w: `[w_dim, k]`. Kept in the explainer. Raises `HxError`
+    for an unknown name."""
     hold = (hold,) if isinstance(hold, str) else tuple(hold)
     for h in hold:
         if h not in HOLDS: raise HxError(f"hold '{h}': expected some of {', '.join(HOLDS)}")
@@ -89,11 +97,14 @@ def held_gradients(
     def make():
         fns = [fn for h in hold for fn in HOLDS[h].values()]
         pick = torch.randperm(len(ref.w), generator=stream(0, 'hold'))[:n]
-        with torch.enable_grad(): return (mean_gradient(explainer, *_codes(explainer, pick), *fns).reshape(len(fns), -1).T if fns else torch.zeros(ref.w.shape[1], 0)).cpu()
+        with torch.enable_grad():
+            return (mean_gradient(explainer, *_codes(explainer, pick), *fns).reshape(len(fns), -1).T if fns
+                else torch.zeros(ref.w.shape[1], 0)).cpu()
     return explainer.cache.get('held gradients', hold, n, make=make)
 
 def _reference(explainer):
-    if explainer.reference is None: raise HxError('this model has no reference sample: call explainer.refer(store.train) first')
+    if explainer.reference is None:
+        raise HxError('this model has no reference sample: call explainer.refer(store.train) first')
     return explainer.reference
 
 def _codes(explainer, pick):
@@ -107,7 +118,8 @@ def keep_still(
     R:torch.Tensor,          # [w_dim, k] gradients of what is held
 )->torch.Tensor:
     "The nearest step, in standard deviations of tissue, that leaves the held quantities alone to first order."
-    return d - torch.linalg.lstsq(R.T @ cov @ R, R.T @ d.reshape(-1, len(R)).T).solution.T.reshape(*d.shape[:-1], -1) @ R.T @ cov if R.shape[1] else d
+    return d - torch.linalg.lstsq(R.T @ cov @ R, R.T @ d.reshape(-1, len(R)).T).solution.T.reshape(*d.shape[:-1],
+        -1) @ R.T @ cov if R.shape[1] else d
 
 # %% ../nbs/24_latents.ipynb #f21fdf59
 def logit_difference(explainer, source, target, classifier=None):
@@ -120,7 +132,9 @@ def logit_difference(explainer, source, target, classifier=None):
 @torch.no_grad()
 def reference_logits(explainer, classifier)->torch.Tensor:
     "What another classifier says of the pictures of the reference codes: `[n, C]`. Kept in the explainer."
-    def make(): return torch.cat([explainer.classify(explainer.generate(c.w, c.feat), classifier).cpu() for c in explainer.reference.code.to(explainer.device).split(64)])
+    def make():
+        return torch.cat([explainer.classify(explainer.generate(c.w, c.feat), classifier).cpu()
+            for c in explainer.reference.code.to(explainer.device).split(64)])
     return explainer.cache.get('logits of the reference', classifier, make=make)
 
 def source_side(
@@ -128,7 +142,8 @@ def source_side(
     classifier=None,         # another classifier than the explainer's own
     n:int=128,               # at most
 )->torch.Tensor:
-    "Numbers of reference tiles on the source's side of the decision; the nearest ones to it where there are fewer than 32."
+    """Numbers of reference tiles on the source's side of the decision; the nearest ones to it where there are fewer
+    than 32."""
     ref = _reference(explainer)
     own = classifier is None or explainer.classes_of(classifier) == tuple(explainer.classes)
     logits = ref.logits if own else reference_logits(explainer, classifier)
@@ -140,15 +155,18 @@ def source_side(
 def effect_curve(explainer, d, w, feat, fn, sizes=(1., 2., 3., 5., 8.))->torch.Tensor:
     "Median change of `fn` at some sizes of the step `d`: `[k, 2]`."
     d = d.to(w)
-    at = lambda t: torch.cat([fn(explainer.generate(w[i:i + 32] + t * d, None if feat is None else feat[i:i + 32])) for i in range(0, len(w), 32)])
+    at = lambda t: torch.cat([fn(explainer.generate(w[i:i + 32] + t * d, None if feat is None else feat[i:i + 32]))
+        for i in range(0, len(w), 32)])
     start = at(0.)
     return torch.tensor([[t, float((at(t) - start).median())] for t in sizes])
 
 def class_gradient(explainer, source:int, target:int, classifier=None, n:int=128)->torch.Tensor:
-    "Mean gradient of the logit difference over encoded training tiles on the source's side: `[w_dim]`. Kept in the explainer."
+    """Mean gradient of the logit difference over encoded training tiles on the source's side: `[w_dim]`. Kept in the
+    explainer."""
     def make():
         codes = _codes(explainer, source_side(explainer, source, target, classifier, n))
-        with torch.enable_grad(): return mean_gradient(explainer, *codes, logit_difference(explainer, source, target, classifier)).cpu()
+        with torch.enable_grad():
+            return mean_gradient(explainer, *codes, logit_difference(explainer, source, target, classifier)).cpu()
     return explainer.cache.get('class gradient', source, target, n, classifier, make=make)
 
 def class_direction(
@@ -158,7 +176,8 @@ def class_direction(
     classifier=None,         # another classifier than the explainer's own
     n:int=128,               # tiles to average over
 )->Direction:
-    "Whitened mean gradient of the logit difference over encoded training tiles on the source's side. Kept in the explainer."
+    """Whitened mean gradient of the logit difference over encoded training tiles on the source's side. Kept in the
+    explainer."""
     hold = (hold,) if isinstance(hold, str) else tuple(hold)
     R = held_gradients(explainer, hold)
     s, t = explainer.class_index(source, classifier), explainer.class_index(target, classifier)
@@ -166,7 +185,8 @@ def class_direction(
     def make():
         g = class_gradient(explainer, s, t, classifier, n)
         d = steepest(g, explainer.reference.covariance(), R if R.shape[1] else None)
-        curve = effect_curve(explainer, d, *_codes(explainer, source_side(explainer, s, t, classifier, n)[:32]), logit_difference(explainer, s, t, classifier))
+        curve = effect_curve(explainer, d, *_codes(explainer, source_side(explainer, s, t, classifier, n)[:32]),
+            logit_difference(explainer, s, t, classifier))
         return Direction(f'{names[s]} to {names[t]}', d, 'w', hold, float(g @ d), curve)
     return explainer.cache.get('class direction', s, t, hold, n, classifier, make=make)
 
@@ -183,7 +203,8 @@ def _as_direction(explainer, d, s, t, hold, classifier, name):
 
 def generator_of(explainer):
     "The explainer's generator. Raises `HxError` when pictures come from something else."
-    if getattr(explainer, 'G', None) is None: raise HxError('this needs the weights of a StyleGAN2 generator, which this model does not have')
+    if getattr(explainer, 'G', None) is None:
+        raise HxError('this needs the weights of a StyleGAN2 generator, which this model does not have')
     return explainer.G
 
 @torch.no_grad()
@@ -195,15 +216,20 @@ def conditional_direction(
     n:int=256,               # samples of z
     seed:int=0,
 )->Direction:
-    "Mean change of w when the class given to the mapping network changes (as in Lang et al. 2021, appendix; Karras et al. 2020b for the conditioning)."
-    s, t, names = explainer.class_index(source, classifier), explainer.class_index(target, classifier), explainer.classes_of(classifier)
-    if not generator_of(explainer).c_dim: raise HxError('this generator knows no classes: there is no conditional direction')
-    if unknown := {names[s], names[t]} - set(explainer.classes): raise NoDirection(f'conditional: the generator was not told of {", ".join(sorted(unknown))}')
+    """Mean change of w when the class given to the mapping network changes (as in Lang et al. 2021, appendix; Karras
+    et al. 2020b for the conditioning)."""
+    s, t, names = explainer.class_index(source, classifier), explainer.class_index(target,
+        classifier), explainer.classes_of(classifier)
+    if not generator_of(explainer).c_dim:
+        raise HxError('this generator knows no classes: there is no conditional direction')
+    if unknown := {names[s], names[t]} - set(explainer.classes):
+        raise NoDirection(f'conditional: the generator was not told of {", ".join(sorted(unknown))}')
     own = [explainer.classes.index(names[k]) for k in (s, t)]
     z = torch.randn(n, explainer.G.z_dim, generator=stream(seed, 'conditional')).to(explainer.device)
     c = torch.eye(explainer.G.c_dim, device=explainer.device)
     d = (explainer.G.mapping(z, c[[own[1]] * n]) - explainer.G.mapping(z, c[[own[0]] * n]))[:, 0].mean(0).cpu()
-    with torch.enable_grad(): return _as_direction(explainer, d, s, t, hold, classifier, f'class label {names[s]} to {names[t]}')
+    with torch.enable_grad():
+        return _as_direction(explainer, d, s, t, hold, classifier, f'class label {names[s]} to {names[t]}')
 
 def sefa(
     explainer,
@@ -213,13 +239,17 @@ def sefa(
     n:int=16,                # eigenvectors looked at
     layers:str='',           # only affines whose name contains this, e.g. 'b16'
 )->list:
-    "Directions of the largest eigenvalues of the style affines, the one that the classifier reacts to most first (Shen & Zhou 2021, eq. 7)."
+    """Directions of the largest eigenvalues of the style affines, the one that the classifier reacts to most first
+    (Shen & Zhou 2021, eq. 7)."""
     s, t = explainer.class_index(source, classifier), explainer.class_index(target, classifier)
-    A = [m.weight.detach().cpu() * m.weight_gain for name, m in generator_of(explainer).synthesis.named_modules() if name.endswith('affine') and 'torgb' not in name and layers in name]
+    A = [m.weight.detach().cpu() * m.weight_gain for name,
+        m in generator_of(explainer).synthesis.named_modules() if name.endswith('affine') and 'torgb' not in name
+        and layers in name]
     if not A: raise HxError(f"sefa: no style layer is called '{layers}'")
     A = torch.cat(A)
     vectors = torch.linalg.eigh(A.T @ A)[1].flip(1)[:, :n].T
-    return sorted((_as_direction(explainer, v, s, t, hold, classifier, f'sefa {k}') for k, v in enumerate(vectors)), key=lambda d: -d.slope)
+    return sorted((_as_direction(explainer, v, s, t, hold, classifier, f'sefa {k}') for k, v in enumerate(vectors)),
+        key=lambda d: -d.slope)
 
 # %% ../nbs/24_latents.ipynb #b3f54d6b
 @dataclass
@@ -246,12 +276,16 @@ class LatentMap:
     ):
         "Lay out codes. Falls back to 'pca' where umap-learn is missing or there are fewer than 3 x `neighbours` tiles."
         w = w.float().cpu()
-        if w.ndim != 2 or len(w) < 3: raise HxError(f'a map needs three or more codes [n, w_dim], found {list(w.shape)}')
+        if w.ndim != 2 or len(w) < 3:
+            raise HxError(f'a map needs three or more codes [n, w_dim], found {list(w.shape)}')
         if method not in ('umap', 'pca'): raise HxError(f"method '{method}': expected umap or pca")
-        if not torch.isfinite(w).all(): raise HxError(f'{int((~torch.isfinite(w)).any(1).sum())} of {len(w)} codes are not finite: there is no map of them')
+        if not torch.isfinite(w).all():
+            raise HxError(f'{int((~torch.isfinite(w)).any(1).sum())} of {len(w)} codes are not finite: there is no map '
+                f'of them')
         if not (w - w[0]).any(): raise HxError(f'all {len(w)} codes are the same: there is no map of one point')
         mean = w.mean(0)
-        _, sv, V = torch.linalg.svd((w - mean).double(), full_matrices=False)    # the same bits once it is float32 again: UMAP makes much of the last one
+        # the same bits once it is float32 again: UMAP makes much of the last one
+        _, sv, V = torch.linalg.svd((w - mean).double(), full_matrices=False)
         k = int(min(components, (sv > 1e-5 * sv[0]).sum()))
         basis = (V[:k] * V[:k].gather(1, V[:k].abs().argmax(1, keepdim=True)).sign()).T.float()
         codes = ((w - mean).double() @ basis.double()).float()
@@ -264,18 +298,21 @@ class LatentMap:
         w:torch.Tensor,      # [..., w_dim]
         k:int=8,             # neighbours
     )->torch.Tensor:
-        "Place codes on the map: `[..., 2]`. Exact for 'pca'; for 'umap' the mean of the nearest tiles' places, weighted by closeness."
+        """Place codes on the map: `[..., 2]`. Exact for 'pca'; for 'umap' the mean of the nearest tiles' places,
+        weighted by closeness."""
         q = (w.float().cpu().reshape(-1, len(self.mean)) - self.mean) @ self.basis
         if self.method == 'pca': xy = q[:, :2] if q.shape[1] > 1 else torch.cat([q, 0 * q], 1)
         else:
-            d, i = torch.cdist(q, self.codes, compute_mode='donot_use_mm_for_euclid_dist').topk(min(k, len(self.codes)), largest=False)
+            d, i = torch.cdist(q, self.codes, compute_mode='donot_use_mm_for_euclid_dist').topk(min(k, len(self.codes)),
+                largest=False)
             weight = 1 / (d / d.mean(1, keepdim=True).clamp_min(1e-12) + 1e-6).square()
             xy = (self.xy[i] * (weight / weight.sum(1, keepdim=True))[..., None]).sum(1)
         return xy.reshape(*w.shape[:-1], 2)
 
     def save(self, path):
         "Write the arrays as safetensors."
-        save_tensors(path, {k: getattr(self, k).contiguous() for k in ('mean', 'basis', 'codes', 'xy', 'p', 'labels')}, dict(method=self.method))
+        save_tensors(path, {k: getattr(self, k).contiguous() for k in ('mean', 'basis', 'codes', 'xy', 'p', 'labels')},
+            dict(method=self.method))
 
     @classmethod
     def load(cls, path):
@@ -288,20 +325,24 @@ class LatentMap:
         p_name:str='p',      # label of the colour bar
         ax=None,
     ):
-        "Draw tiles, by class or by p, and paths from the tile (dot) to its counterfactual (arrow head). Returns the axes."
+        """Draw tiles, by class or by p, and paths from the tile (dot) to its counterfactual (arrow head). Returns
+        the axes."""
         import matplotlib.pyplot as plt
         ax = ax or plt.subplots(figsize=(3.6, 3))[1]
         if classes is None:
             dots = ax.scatter(*self.xy.T, c=self.p, s=5, cmap='cividis', vmin=0, vmax=1, lw=0)
             ax.figure.colorbar(dots, ax=ax, label=p_name, shrink=.7)
         else:
-            for c, name in enumerate(classes): ax.scatter(*self.xy[self.labels == c].T, s=5, lw=0, alpha=.6, color=CLASS_COLOURS[c % len(CLASS_COLOURS)], label=name)
+            for c, name in enumerate(classes):
+                ax.scatter(*self.xy[self.labels == c].T, s=5, lw=0, alpha=.6,
+                    color=CLASS_COLOURS[c % len(CLASS_COLOURS)], label=name)
             ax.legend(markerscale=2.5, loc='upper center', bbox_to_anchor=(.5, 1.12), ncols=3, handletextpad=.1)
         for path in paths:
             line = self.project(torch.as_tensor(getattr(path, 'w', path)))
             ax.plot(*line[:-1].T, color=INK, lw=.8)
             ax.plot(*line[0], 'o', ms=2.5, color=INK)
-            ax.annotate('', line[-1], line[-2] if len(line) > 1 else line[0], arrowprops=dict(arrowstyle='-|>', lw=.8, color=INK, shrinkA=0, shrinkB=0, mutation_scale=7))
+            ax.annotate('', line[-1], line[-2] if len(line) > 1 else line[0],
+                arrowprops=dict(arrowstyle='-|>', lw=.8, color=INK, shrinkA=0, shrinkB=0, mutation_scale=7))
         ax.set(xticks=[], yticks=[], xlabel=f'{self.method.upper()} 1', ylabel=f'{self.method.upper()} 2')
         return ax
 
@@ -312,7 +353,8 @@ def _umap(codes, neighbours, seed):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             from umap import UMAP
-            return 'umap', torch.from_numpy(np.asarray(UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(codes.numpy()), np.float32))
+            return 'umap', torch.from_numpy(np.asarray(UMAP(n_neighbors=neighbours, random_state=seed,
+                n_jobs=1).fit_transform(codes.numpy()), np.float32))
     except ImportError: return 'pca', None
     except (RuntimeError, OSError) as e:                               # numba finds no place for its cache
         print(f'UMAP cannot run here ({str(e).splitlines()[0][:120]}): the map shows principal components')

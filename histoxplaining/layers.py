@@ -71,7 +71,8 @@ def conv2d_resample(
 
 # %% ../nbs/09_layers.ipynb #fab9c239
 class Conv2d(nn.Module):
-    "Convolution with equalised learning rate, resampling, bias, activation and clamp: the discriminator's and encoder's layer."
+    """Convolution with equalised learning rate, resampling, bias, activation and clamp: the discriminator's and
+    encoder's layer."""
     def __init__(self,
         in_channels:int, out_channels:int,
         kernel_size:int=3,        # odd
@@ -100,7 +101,8 @@ def bfloat16_pays(
 )->bool:
     "Whether networks run faster in bfloat16 there without a loss that matters: on CPUs with AVX512_BF16 or AMX."
     has = lambda name: getattr(torch.cpu, name, lambda: False)()
-    return torch.device(device).type == 'cpu' and bool(has('_is_avx512_bf16_supported') or has('_is_amx_tile_supported'))
+    return torch.device(device).type == 'cpu' and bool(has('_is_avx512_bf16_supported')
+        or has('_is_amx_tile_supported'))
 
 @contextlib.contextmanager
 def reduced(
@@ -134,7 +136,8 @@ def in_full(f):
 
 # %% ../nbs/09_layers.ipynb #1077788d
 @in_full
-def _demodulation(styles, weight): return (styles.square() @ weight.square().sum([2, 3]).T.to(styles.dtype) + 1e-8).rsqrt()
+def _demodulation(styles, weight):
+    return (styles.square() @ weight.square().sum([2, 3]).T.to(styles.dtype) + 1e-8).rsqrt()
 
 def modulated_conv2d(
     x:torch.Tensor,        # [N, in, H, W]
@@ -166,12 +169,15 @@ def precision(
     x:torch.Tensor,      # features, [N, C, H, W] or [C, H, W]
     half:bool,           # wanted: float16
 )->torch.Tensor:
-    "Features in the precision and the order in memory that a layer runs in: float16 channels-last if wanted and the device is in `HALF`, else float32 (float64 stays), on a CPU channels-last where that is faster."
-    if half and x.device.type in HALF: return x.to(torch.float16, memory_format=torch.channels_last) if x.ndim == 4 else x.half()
+    """Features in the precision and the order in memory that a layer runs in: float16 channels-last if wanted and
+    the device is in `HALF`, else float32 (float64 stays), on a CPU channels-last where that is faster."""
+    if half and x.device.type in HALF:
+        return x.to(torch.float16, memory_format=torch.channels_last) if x.ndim == 4 else x.half()
     x = x.float() if x.dtype == torch.float16 else x
     if x.ndim != 4 or x.device.type != 'cpu': return x
     small = x.shape[1] <= 128 and x.shape[2] <= 64
-    return x.contiguous(memory_format=torch.channels_last if small or not torch.is_grad_enabled() else torch.contiguous_format)
+    return x.contiguous(memory_format=torch.channels_last if small or not torch.is_grad_enabled()
+        else torch.contiguous_format)
 
 # %% ../nbs/09_layers.ipynb #48cfbe56
 class MinibatchStd(nn.Module):

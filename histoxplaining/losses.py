@@ -117,4 +117,5 @@ def classifier_kl(
 )->torch.Tensor:
     "`T^2 * KL(softmax(real / T) || softmax(fake / T))`, mean over the batch."
     T = temperature
-    return T * T * F.kl_div(F.log_softmax(fake_logits / T, 1), F.log_softmax(real_logits.detach() / T, 1), reduction='batchmean', log_target=True)
+    return T * T * F.kl_div(F.log_softmax(fake_logits / T, 1), F.log_softmax(real_logits.detach() / T, 1),
+        reduction='batchmean', log_target=True)

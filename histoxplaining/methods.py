@@ -20,7 +20,8 @@ from .translator import NOISE, Asked
 from .classifier import log_odds
 from .features import perceptual
 from .losses import texture_statistics
-from .latents import HOLDS, NoDirection, class_direction, conditional_direction, held_gradients, logit_difference
+from histoxplaining.latents import (HOLDS, NoDirection, class_direction, conditional_direction, held_gradients,
+    logit_difference)
 from .latents import sefa as sefa_directions
 from .stylespace import attfind as attfind_directions
 from .stylespace import from_s, own_coordinates, s_spread, searched, to_s
@@ -82,12 +83,14 @@ class Edit:
         return lambda gap: float(np.interp(gap, m, t)) if gap <= m[-1] else t[-1] + (gap - m[-1]) / end
 
 def moved(explainer, code, edit, steps, res=None):
-    "Pictures `[N, 3, H, W]` at sizes `steps [N]` along an edit; differentiable. With `res` the generator's own smaller pictures."
+    """Pictures `[N, 3, H, W]` at sizes `steps [N]` along an edit; differentiable. With `res` the generator's own
+    smaller pictures."""
     kw, w, feat = {} if res is None else dict(res=res), code.w, code.feat
     grow = lambda d: torch.as_tensor(steps, dtype=d.dtype, device=d.device).view(-1, *[1] * (d.ndim - 1)) * d
     if edit.feat is not None: feat = normalize_2nd_moment(feat + grow(edit.feat))
     if edit.w is not None: w = w + grow(edit.w)
-    return explainer.generate(w, feat, **kw) if edit.s is None else explainer.generate(None, feat, from_s(explainer, to_s(explainer, w) + grow(edit.s)), **kw)
+    return explainer.generate(w, feat, **kw) if edit.s is None else explainer.generate(None, feat,
+        from_s(explainer, to_s(explainer, w) + grow(edit.s)), **kw)
 
 # %% ../nbs/26_methods.ipynb #41f73fed
 def next_size(
@@ -101,7 +104,8 @@ def next_size(
     "The size to look at next for the first crossing of the goal; None when it is found, or out of reach."
     up = next((k for k, v in enumerate(seen) if v.log_odds >= goal), None)
     if up == 0 or (up is None and seen[-1].size >= reach): return None
-    if up is not None and (seen[up].log_odds - goal <= tolerance or seen[up].size - seen[up - 1].size <= .01 * seen[up].size): return None
+    if up is not None and (seen[up].log_odds - goal <= tolerance
+            or seen[up].size - seen[up - 1].size <= .01 * seen[up].size): return None
     t = _place(seen, goal + tolerance / 2, expected)
     if up is None:
         last = seen[-1].size
@@ -111,12 +115,14 @@ def next_size(
     return float(min(max(t, a + .03 * (b - a)), b - .03 * (b - a)))
 
 def _place(seen, aim, expected):
-    "Where `aim` is expected: as growing with a power of the size between the two nearest looks, or as expected, stretched to fit the one there is."
+    """Where `aim` is expected: as growing with a power of the size between the two nearest looks, or as expected,
+    stretched to fit the one there is."""
     start, gap = seen[0].log_odds, aim - seen[0].log_odds
     near = sorted(((abs(v.log_odds - aim), v.size, v.log_odds - start) for v in seen[1:] if v.log_odds > start + 1e-6))
     if not near: return expected(gap) if len(seen) == 1 else 2 * seen[-1].size
     (_, t, g), *more = near
-    more = [(u, h) for _, u, h in more if abs(u - t) > 1e-6 * t and abs(h - g) > 1e-6 * g]   # two looks at one size, or where nothing changes any more, tell no power
+    # two looks at one size, or where nothing changes any more, tell no power
+    more = [(u, h) for _, u, h in more if abs(u - t) > 1e-6 * t and abs(h - g) > 1e-6 * g]
     if not more:
         stretch = expected(gap) / max(expected(g), 1e-9)
         return t * stretch if math.isfinite(stretch) else 2 * seen[-1].size
@@ -135,7 +141,8 @@ def in_views(
     return torch.stack([explainer.classify(dihedral(from_uint8(pictures), k), classifier).cpu() for k in range(views)])
 
 def judged(explainer, pictures, ask, views=None):
-    "Log-odds of the target for uint8 pictures `[N, H, W, 3]`: of the picture itself, or of the mean over views where that is less. A list."
+    """Log-odds of the target for uint8 pictures `[N, H, W, 3]`: of the picture itself, or of the mean over views
+    where that is less. A list."""
     views, T = views or ask.views, ask.judge(explainer).temperature
     logits = in_views(explainer, pictures, ask.classifier, views) / T
     own = log_odds(logits[0], ask.target)
@@ -147,7 +154,8 @@ class _Rays:
     "The search along N rays: what was seen of each, and how to look further."
     def __init__(self, explainer, code, edit, start, ask, odds, finish, batch):
         self.ex, self.code, self.edit, self.ask, self.finish, self.batch = explainer, code, edit, ask, finish, batch
-        if odds is None: odds = [m for i in range(0, len(start), batch) for m in judged(explainer, start[i:i + batch], ask, 1)]
+        if odds is None:
+            odds = [m for i in range(0, len(start), batch) for m in judged(explainer, start[i:i + batch], ask, 1)]
         self.seen = [[Trial(0., float(m), pic)] for m, pic in zip(odds, start)]
         self.expected = [edit.expected(i) for i in range(len(code))]
 
@@ -159,7 +167,8 @@ class _Rays:
             img = moved(self.ex, self.code[j], self.edit.pick(j), np.float32(at))
             pics = to_uint8(img) if self.finish is None else self.finish(img, j)
             for k, t, m, pic in zip(j, at, judged(self.ex, pics, self.ask, views), pics):
-                if all(t != v.size for v in self.seen[k]): self.seen[k] = sorted([*self.seen[k], Trial(t, m, pic)], key=lambda v: v.size)
+                if all(t != v.size for v in self.seen[k]):
+                    self.seen[k] = sorted([*self.seen[k], Trial(t, m, pic)], key=lambda v: v.size)
 
     def close_in(self, rounds, views=1):
         "Look where the crossing of the goal is expected, then that of even odds, until both are found."
@@ -179,7 +188,8 @@ class _Rays:
         few = [(s, k) for s in self.seen for k, v in enumerate(s) if v.size > 0 and v.log_odds >= self.ask.goal]
         for i in range(0, len(few), self.batch):
             part = few[i:i + self.batch]
-            for (s, k), m in zip(part, judged(self.ex, np.stack([s[k].picture for s, k in part]), self.ask, views)): s[k] = s[k]._replace(log_odds=m)
+            for (s, k), m in zip(part, judged(self.ex, np.stack([s[k].picture for s, k in part]), self.ask, views)):
+                s[k] = s[k]._replace(log_odds=m)
 
     def between(self, scan):
         "Further looks on the way to the crossing, for paths that may come back."
@@ -201,7 +211,8 @@ def search(
     batch:int=64,            # pictures at a time
     rounds:int=14,           # at most
 )->list:
-    "What was seen along each ray: N lists of `Trial`, ascending, up to the first crossing of p and beyond. Where the edit is an answer as a whole, only that is looked at. Raises `HxError` when the classifier is not finite."
+    """What was seen along each ray: N lists of `Trial`, ascending, up to the first crossing of p and beyond. Where
+    the edit is an answer as a whole, only that is looked at. Raises `HxError` when the classifier is not finite."""
     rays = _Rays(explainer, code, edit, start, ask, odds, finish, batch)
     if edit.whole is not None:
         rays.look(list(range(len(code))), edit.whole, ask.views)
@@ -221,22 +232,26 @@ def search(
     return rays.seen
 
 def _guess(explainer, code, edit, start, ask, low, batch, looks=3):
-    "Where the goal will be reached, from up to three looks at the generator's small pictures. They are judged by how much the log-odds change, since small pictures are read differently."
+    """Where the goal will be reached, from up to three looks at the generator's small pictures. They are judged by
+    how much the log-odds change, since small pictures are read differently."""
     def odds(k, sizes):
         out = []
         for i in range(0, len(k), batch):
             j = k[i:i + batch]
             img = moved(explainer, code[j], edit.pick(j), np.float32(sizes[i:i + batch]), low)
-            out += log_odds(explainer.classify(resize_batch(img, explainer.size), ask.classifier), ask.target, ask.judge(explainer).temperature).cpu().tolist()
+            out += log_odds(explainer.classify(resize_batch(img, explainer.size), ask.classifier), ask.target,
+                ask.judge(explainer).temperature).cpu().tolist()
         return out
     every = list(range(len(code)))
     zero, goal = odds(every, [0.] * len(code)), ask.goal + 1e-5
     seen = [[Trial(0., m)] for m in start]
     for turn in range(looks - 1):
-        want = [(i, t) for i in every if (t := next_size(seen[i], goal, edit.expected(i), edit.reach[i], turn)) is not None]
+        want = [(i, t) for i in every if (t := next_size(seen[i], goal, edit.expected(i), edit.reach[i],
+            turn)) is not None]
         if not want: break
         k, sizes = map(list, zip(*want))
-        for i, t, m in zip(k, sizes, odds(k, sizes)): seen[i] = sorted([*seen[i], Trial(t, start[i] + m - zero[i])], key=lambda v: v.size)
+        for i, t, m in zip(k, sizes, odds(k, sizes)):
+            seen[i] = sorted([*seen[i], Trial(t, start[i] + m - zero[i])], key=lambda v: v.size)
     ends = [next_size(s, goal, edit.expected(i), edit.reach[i]) for i, s in enumerate(seen)]
     return [t if t is not None else next((v.size for v in s if v.log_odds >= goal), 0.) for t, s in zip(ends, seen)]
 
@@ -252,7 +267,8 @@ def answer(
     ask:Ask,
     whole=None,        # size at which the edit is an answer by itself
 ):
-    "The `Trial` that is handed out: the first crossing, or what was looked at as a whole, where it convinces; else None."
+    """The `Trial` that is handed out: the first crossing, or what was looked at as a whole, where it convinces; else
+    None."""
     if whole is None: return crossing(seen, ask.p)
     return next((v for v in seen if v.size >= .999 * whole and v.log_odds >= ask.goal), None)
 
@@ -262,7 +278,8 @@ def edge(explainer)->float:
     return explainer.cache.get('edge', make=explainer.reference.limit)
 
 def room(explainer, code, d)->np.ndarray:
-    "How far codes can go along unit steps `d [w_dim]` or `[N, w_dim]` within the encoded tissue: `[N]`, at most `REACH`."
+    """How far codes can go along unit steps `d [w_dim]` or `[N, w_dim]` within the encoded tissue: `[N]`, at most
+    `REACH`."""
     w = code.mean
     u = explainer.reference.whitened(w)
     v = torch.linalg.solve_triangular(explainer.reference.root.to(w), d.reshape(-1, d.shape[-1]).T, upper=False).T
@@ -272,7 +289,9 @@ def room(explainer, code, d)->np.ndarray:
 def along(explainer, code, direction, ask)->Edit:
     "The edit that follows one `Direction` from every code."
     w, space, temperature = code.w, ask.space, ask.judge(explainer).temperature
-    if space not in ('w', 's'): raise HxError(f"{direction.name}: a mean direction lives in 'w' or 's'; a layout is a tile's own: use method='gradient' for '{space}'")
+    if space not in ('w', 's'):
+        raise HxError(f"{direction.name}: a mean direction lives in 'w' or 's'; a layout is a tile's own: use "
+            f"method='gradient' for '{space}'")
     d, n = direction.vector.to(w), len(w)
     curve = None if direction.effect is None or space != 'w' else direction.effect.numpy() * [[1., 1 / temperature]]
     reach, slope = room(explainer, code, d), np.full(n, direction.slope / temperature)
@@ -281,16 +300,20 @@ def along(explainer, code, direction, ask)->Edit:
     return Edit(direction.name, s=s, reach=reach, slope=slope)
 
 def direction(explainer, code, ask):
-    "The whitened class direction, the same for all tiles: steepest under the covariance of encoded tissue (Mahalanobis 1936 for the metric; class direction as in room `latents`)."
+    """The whitened class direction, the same for all tiles: steepest under the covariance of encoded tissue
+    (Mahalanobis 1936 for the metric; class direction as in room `latents`)."""
     return [along(explainer, code, class_direction(explainer, ask.source, ask.target, ask.hold, ask.classifier), ask)]
 
 def conditional(explainer, code, ask):
-    "The step that the class label makes in the mapping network, averaged over z (Karras et al. 2020b, conditional StyleGAN2-ADA)."
-    return [along(explainer, code, conditional_direction(explainer, ask.source, ask.target, ask.hold, ask.classifier, seed=ask.seed), ask)]
+    """The step that the class label makes in the mapping network, averaged over z (Karras et al. 2020b, conditional
+    StyleGAN2-ADA)."""
+    return [along(explainer, code, conditional_direction(explainer, ask.source, ask.target, ask.hold, ask.classifier,
+        seed=ask.seed), ask)]
 
 def sefa(explainer, code, ask):
     "The three eigen-directions of the style affines that the classifier reacts to most (Shen & Zhou 2021)."
-    return [along(explainer, code, d, ask) for d in sefa_directions(explainer, ask.source, ask.target, ask.hold, ask.classifier)[:3]]
+    return [along(explainer, code, d, ask) for d in sefa_directions(explainer, ask.source, ask.target, ask.hold,
+        ask.classifier)[:3]]
 
 # %% ../nbs/26_methods.ipynb #9180c0dc
 def _variables(explainer, code, space):
@@ -306,7 +329,8 @@ def _variables(explainer, code, space):
     if feat is None: raise HxError("space 'w+layout': this model has no layout code")
     unit = ref.feat.std((0, 2, 3)).to(dev)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
     smooth = lambda v: F.avg_pool2d(F.pad(v, [1] * 4, mode='replicate'), 3, 1)
-    return [torch.zeros(rows, len(root), device=dev), torch.zeros(rows, *feat.shape[1:], device=dev)], lambda z: style(z) | dict(feat=smooth(z[1]) * unit)
+    return [torch.zeros(rows, len(root), device=dev),
+        torch.zeros(rows, *feat.shape[1:], device=dev)], lambda z: style(z) | dict(feat=smooth(z[1]) * unit)
 
 def differentiable(explainer, ask)->bool:
     "Whether the classifier lets gradients through to the picture. Asked once."
@@ -320,7 +344,8 @@ def _norm(z): return torch.stack([v.flatten(1).square().sum(1) for v in z]).sum(
 def _times(v, k): return v * k.view(-1, *[1] * (v.ndim - 1))
 
 def _descend(explainer, code, ask, goal, generator, steps, restarts):
-    "Descent for a few codes: (best variables, their size, log-odds there, log-odds at the start), and the function that makes an edit of them."
+    """Descent for a few codes: (best variables, their size, log-odds there, log-odds at the start), and the function
+    that makes an edit of them."""
     ref, n, target, w = explainer.reference, len(code), ask.target, code.w
     many = code[list(range(n)) * restarts]
     z, edit = _variables(explainer, many, ask.space)
@@ -356,29 +381,36 @@ def _descend(explainer, code, ask, goal, generator, steps, restarts):
                 limit = u0.norm(dim=1).clamp_min(edge(explainer))
                 z[0] = (u0 + z[0]) * (limit / (u0 + z[0]).norm(dim=1)).clamp_max(1)[:, None] - u0
     length = torch.where(torch.isinf(size), _norm(best), size).view(restarts, n)
-    score = torch.where(torch.isinf(size).view(restarts, n), 1e6 - top.view(restarts, n), length)   # shortest success; else nearest to the goal
+    # shortest success; else nearest to the goal
+    score = torch.where(torch.isinf(size).view(restarts, n), 1e6 - top.view(restarts, n), length)
     k = score.argmin(0)
     chosen = [b.view(restarts, n, *b.shape[1:])[k, torch.arange(n)] for b in best]
     return edit(chosen), length[k, torch.arange(n)], top.view(restarts, n)[k, torch.arange(n)], m0[:n]
 
 def gradient(explainer, code, ask, steps=14, restarts=2, batch=16):
-    "Classifier-guided descent from each tile with proximity, prior and hold (the minimal linearised step of DeepFool, Moosavi-Dezfooli et al. 2016, in whitened latent coordinates; guidance as in Joshi et al. 2019 and Goetschalckx et al. 2019)."
+    """Classifier-guided descent from each tile with proximity, prior and hold (the minimal linearised step of
+    DeepFool, Moosavi-Dezfooli et al. 2016, in whitened latent coordinates; guidance as in Joshi et al. 2019 and
+    Goetschalckx et al. 2019)."""
     if not differentiable(explainer, ask): raise NoDirection('gradient: this classifier has no gradients')
     g = stream(ask.seed, 'gradient')
     parts = [_descend(explainer, c, ask, ask.goal + .2, g, steps, restarts) for c in code.split(batch)]
-    size, top, m0 = (torch.cat([q[k] for q in parts]).clamp_min(1e-6) if k == 1 else torch.cat([q[k] for q in parts]) for k in (1, 2, 3))
+    size, top, m0 = (torch.cat([q[k] for q in parts]).clamp_min(1e-6) if k == 1 else torch.cat([q[k] for q in parts])
+        for k in (1, 2, 3))
     ray = {k: _times(torch.cat([q[0][k] for q in parts]), 1 / size) for k in parts[0][0]}
     reach = (1.1 * size).cpu().numpy()
-    if 'w' in ray: reach = np.maximum(reach, np.minimum(room(explainer, code, ray['w'][:, 0]), 2 * reach))     # further only where that stays within the tissue
+    # further only where that stays within the tissue
+    if 'w' in ray: reach = np.maximum(reach, np.minimum(room(explainer, code, ray['w'][:, 0]), 2 * reach))
     return [Edit(f'gradient in {ask.space}', **ray, reach=reach, slope=((top - m0) / size).cpu().numpy())]
 
 # %% ../nbs/26_methods.ipynb #03fd7f21
 def _channels(explainer, code, ask, subset):
     "Per tile the chosen steps in StyleSpace: n tensors `[k, S]`."
     if ask.space == 'w+layout': raise HxError("attfind: channels of StyleSpace are style only: use space='s'")
-    found = explainer.cache.get('attfind', ask.source, ask.target, ask.classifier, make=lambda: attfind_directions(explainer, ask.source, ask.target, classifier=ask.classifier, n=16, screen=48))
+    found = explainer.cache.get('attfind', ask.source, ask.target, ask.classifier,
+        make=lambda: attfind_directions(explainer, ask.source, ask.target, classifier=ask.classifier, n=16, screen=48))
     if not found: raise HxError('attfind: no channel moves the classifier towards the target')
-    return own_coordinates(explainer, code.w, code.feat, logit_difference(explainer, ask.source, ask.target, ask.classifier), found, subset)
+    return own_coordinates(explainer, code.w, code.feat,
+        logit_difference(explainer, ask.source, ask.target, ask.classifier), found, subset)
 
 def _as_rays(explainer, steps, ks, name):
     "Edits that take the first k of each tile's steps together, for each k."
@@ -389,11 +421,13 @@ def _as_rays(explainer, steps, ks, name):
         yield Edit(f'{name}, {k} channel{"s" * (k > 1)}', s=s / size[:, None], reach=reach, slope=np.full(len(s), 1.))
 
 def attfind(explainer, code, ask):
-    "One, two or five channels of StyleSpace per tile, each chosen for itself (AttFind with independent selection, Lang et al. 2021; StyleSpace: Wu et al. 2021). Nothing is held but ToRGB."
+    """One, two or five channels of StyleSpace per tile, each chosen for itself (AttFind with independent selection,
+    Lang et al. 2021; StyleSpace: Wu et al. 2021). Nothing is held but ToRGB."""
     return list(_as_rays(explainer, _channels(explainer, code, ask, False), (1, 2, 5), 'attfind'))
 
 def attfind_subset(explainer, code, ask):
-    "Up to five channels of StyleSpace per tile, each chosen in the company of the others (AttFind with subset selection, Lang et al. 2021)."
+    """Up to five channels of StyleSpace per tile, each chosen in the company of the others (AttFind with subset
+    selection, Lang et al. 2021)."""
     return list(_as_rays(explainer, _channels(explainer, code, ask, True), (5,), 'attfind subset'))
 
 # %% ../nbs/26_methods.ipynb #cfe97170
@@ -408,35 +442,50 @@ def _texture(img):
 
 def _convinced(explainer, ask):
     "Numbers of the reference tiles whose pictures the classifier gives to the target with p."
-    says = lambda img: log_odds(explainer.classify(img, ask.classifier), ask.target, ask.judge(explainer).temperature).cpu()
-    odds = explainer.cache.get('log-odds of the reference', ask.target, ask.classifier, make=lambda: _of_pictures(says, explainer, explainer.reference.code))
+    says = lambda img: log_odds(explainer.classify(img, ask.classifier), ask.target,
+        ask.judge(explainer).temperature).cpu()
+    odds = explainer.cache.get('log-odds of the reference', ask.target, ask.classifier,
+        make=lambda: _of_pictures(says, explainer, explainer.reference.code))
     return (odds >= ask.goal).nonzero()[:, 0]
 
 def prototype(explainer, code, ask, k=12):
-    "Towards each of the k encoded training tiles that look most like this one among those that the classifier gives to the target (nearest unlike neighbours: Brughmans et al. 2023; prototypes: Van Looveren & Klaise 2021)."
+    """Towards each of the k encoded training tiles that look most like this one among those that the classifier
+    gives to the target (nearest unlike neighbours: Brughmans et al. 2023; prototypes: Van Looveren & Klaise
+    2021)."""
     w, feat, space, hold = code.w, code.feat, ask.space, ask.hold
-    if space not in ('w', 'w+layout'): raise HxError(f"prototype: the codes of tiles are w and layout: use space='w' or 'w+layout', not '{space}'")
+    if space not in ('w', 'w+layout'):
+        raise HxError(f"prototype: the codes of tiles are w and layout: use space='w' or 'w+layout', not '{space}'")
     if space == 'w+layout' and feat is None: raise HxError("space 'w+layout': this model has no layout code")
     ref, own = explainer.reference, _convinced(explainer, ask)
-    if not len(own): raise NoDirection(f'prototype: of no reference tile does the classifier say {explainer.classes_of(ask.classifier)[ask.target]} with p = {ask.p:g}')
+    if not len(own):
+        raise NoDirection(f'prototype: of no reference tile does the classifier say '
+            f'{explainer.classes_of(ask.classifier)[ask.target]} with p = {ask.p:g}')
     looks = explainer.cache.get('texture of the reference', make=lambda: _of_pictures(_texture, explainer, ref.code))
     root, R = ref.root.to(w), held_gradients(explainer, hold).to(w)
     sd = looks.std(0).clamp_min(1e-6)
-    near = torch.cdist(_of_pictures(_texture, explainer, code) / sd, looks[own] / sd).topk(min(k, len(own)), largest=False)[1].cpu()   # [N, k]
+    # [N, k]
+    near = torch.cdist(_of_pictures(_texture, explainer, code) / sd, looks[own] / sd).topk(min(k, len(own)),
+        largest=False)[1].cpu()
     Q = torch.linalg.qr(root.T @ R)[0] if R.shape[1] else R
-    unit = None if space == 'w' else ref.feat.std((0, 2, 3)).to(w)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
-    edits, here, rise = [], ref.whitened(code.mean), ask.goal + 4                        # of the log-odds on the way there, roughly
+    unit = None if space == 'w' else ref.feat.std((0, 2, 3)).to(w)[:, None,
+        None] * (ref.feat[0].numel() / len(root))**.5
+    # of the log-odds on the way there, roughly
+    edits, here, rise = [], ref.whitened(code.mean), ask.goal + 4
     for j, tile in enumerate(own[near].T):
         step = ref.whitened(ref.w[tile].to(w)) - here
         step = step - step @ Q @ Q.T
         layout = None if unit is None else ref.feat[tile].to(w) - feat
-        size = (step if layout is None else torch.cat([step, (layout / unit).flatten(1)], 1)).norm(dim=1).clamp_min(1e-6)
-        edits.append(Edit(f'towards near tile {j + 1}', w=(_times(step, 1 / size) @ root.T)[:, None], feat=None if layout is None else _times(layout, 1 / size), reach=size.cpu().numpy(), slope=(rise / size).cpu().numpy()))
+        size = (step if layout is None else torch.cat([step, (layout / unit).flatten(1)],
+            1)).norm(dim=1).clamp_min(1e-6)
+        edits.append(Edit(f'towards near tile {j + 1}', w=(_times(step, 1 / size) @ root.T)[:, None],
+            feat=None if layout is None else _times(layout, 1 / size), reach=size.cpu().numpy(),
+            slope=(rise / size).cpu().numpy()))
     return edits
 
 # %% ../nbs/26_methods.ipynb #58018768
 class Amortised(nn.Module):
-    "Step in whitened w from code, classes and missing log-odds: `(u [N, d], source [N], target [N], missing [N]) -> [N, d]`."
+    """Step in whitened w from code, classes and missing log-odds: `(u [N, d], source [N], target [N], missing [N])
+    -> [N, d]`."""
     def __init__(self,
         directions:torch.Tensor, # [C, C, d] whitened class directions, source to target
         slopes:torch.Tensor,     # [C, C] log-odds per step
@@ -446,7 +495,8 @@ class Amortised(nn.Module):
         super().__init__()
         C, _, d = directions.shape
         for k, v in dict(directions=directions, slopes=slopes, Q=Q).items(): self.register_buffer(k, v)
-        self.net = nn.Sequential(nn.Linear(d + 2 * C + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, d + 1))
+        self.net = nn.Sequential(nn.Linear(d + 2 * C + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, d + 1))
         nn.init.zeros_(self.net[-1].weight); nn.init.zeros_(self.net[-1].bias)
 
     def forward(self, u, source, target, missing):
@@ -467,7 +517,8 @@ def _whitened_directions(explainer, hold):
         for t in range(C):
             if s != t:
                 d = class_direction(explainer, s, t, hold)
-                D[s, t], slopes[s, t] = torch.linalg.solve_triangular(root, d.vector[:, None].cpu(), upper=False)[:, 0], d.slope / explainer.classifier.temperature
+                D[s, t], slopes[s, t] = torch.linalg.solve_triangular(root, d.vector[:, None].cpu(), upper=False)[:,
+                    0], d.slope / explainer.classifier.temperature
     R = root.T @ held_gradients(explainer, hold)
     return D, slopes, torch.linalg.qr(R)[0] if R.shape[1] else R
 
@@ -488,7 +539,8 @@ def train_amortised(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Amortised(*_whitened_directions(explainer, hold)).to(dev)
-    fns, root, like = [fn for h in hold for fn in HOLDS[h].values()], ref.root.to(dev), perceptual().to(dev) if look else None
+    fns, root, like = [fn for h in hold
+        for fn in HOLDS[h].values()], ref.root.to(dev), perceptual().to(dev) if look else None
     sd = (root.T @ held_gradients(explainer, hold).to(dev)).norm(dim=0).clamp_min(1e-6)
     optimiser, losses = torch.optim.Adam(net.parameters(), lr=lr), []
     for k in progress(range(steps)):
@@ -499,7 +551,8 @@ def train_amortised(
             before = explainer.generate(w, feat)
             logits = explainer.classify(before)
         source = logits.argmax(1)
-        target = (source + torch.randint(1, len(explainer.classes), (batch,), generator=g).to(dev)) % len(explainer.classes)
+        target = (source + torch.randint(1, len(explainer.classes), (batch,),
+            generator=g).to(dev)) % len(explainer.classes)
         goal = torch.logit(.6 + .38 * torch.rand(batch, generator=g)).to(dev)
         odds = lambda l: torch.stack([log_odds(l[i:i + 1], int(t), T)[0] for i, t in enumerate(target)])
         u = net(ref.whitened(w), source, target, goal - odds(logits))
@@ -514,15 +567,21 @@ def train_amortised(
         losses.append(loss.mean().item())
     net.half().float().eval().requires_grad_(False)                              # as it is saved
     explainer.cache.set('amortised', hold, value=net)
-    if save and _amortised_file(explainer): save_tensors(_amortised_file(explainer), {k: v.half() for k, v in net.state_dict().items()}, dict(hold=list(hold), steps=steps, classes=list(explainer.classes)))
+    if save and _amortised_file(explainer):
+        save_tensors(_amortised_file(explainer), {k: v.half() for k, v in net.state_dict().items()},
+            dict(hold=list(hold), steps=steps, classes=list(explainer.classes)))
     return net, losses
 
 def _amortised(explainer, hold):
     "The trained network, from the explainer or from its folder."
     def make():
         file = _amortised_file(explainer)
-        if file is None or not file.exists(): raise HxError('amortised: no network was trained for this model: call ways.train_amortised(explainer)')
-        if tuple(load_meta(file)['hold']) != hold: raise HxError(f"amortised: the network beside this model was trained with hold={tuple(load_meta(file)['hold'])}, asked for {hold}: train another with ways.train_amortised(explainer, hold={hold})")
+        if file is None or not file.exists():
+            raise HxError('amortised: no network was trained for this model: call ways.train_amortised(explainer)')
+        if tuple(load_meta(file)['hold']) != hold:
+            raise HxError(f"amortised: the network beside this model was trained with "
+                f"hold={tuple(load_meta(file)['hold'])}, asked for {hold}: train another with "
+                f"ways.train_amortised(explainer, hold={hold})")
         sd = {k: v.float() for k, v in load_tensors(file).items()}
         net = Amortised(sd['directions'], sd['slopes'], sd['Q'], sd['net.0.weight'].shape[0])
         net.load_state_dict(sd)
@@ -531,11 +590,13 @@ def _amortised(explainer, hold):
 
 @torch.no_grad()
 def amortised(explainer, code, ask):
-    "One pass of a network that was trained to do the descent (as amortised counterfactuals of Goetschalckx et al. 2019 and Mahajan et al. 2019, here in whitened w with the generator frozen)."
+    """One pass of a network that was trained to do the descent (as amortised counterfactuals of Goetschalckx et al.
+    2019 and Mahajan et al. 2019, here in whitened w with the generator frozen)."""
     if ask.classifier is not None: raise HxError("amortised: the network was trained for the model's own classifier")
     if ask.space != 'w': raise HxError("amortised: the network moves w: use space='w'")
     net, n, w = _amortised(explainer, tuple(ask.hold)), len(code), code.w
-    m = torch.cat([log_odds(explainer.classify(explainer.generate(c.w, c.feat)), ask.target, explainer.classifier.temperature) for c in code.split(64)])
+    m = torch.cat([log_odds(explainer.classify(explainer.generate(c.w, c.feat)), ask.target,
+        explainer.classifier.temperature) for c in code.split(64)])
     full = lambda k: torch.full((n,), k, device=w.device)
     u = net(explainer.reference.whitened(code.mean), full(ask.source), full(ask.target), ask.goal + .2 - m)
     size = u.norm(dim=1).clamp_min(1e-6)
@@ -548,28 +609,36 @@ FARTHER = 1.25   # how far beyond its whole step a translation may be taken
 
 @torch.no_grad()
 def translate(explainer, code, ask):
-    "The step of the translator that was trained for the model (room `translator`), with its layout; for several answers one per draw of noise."
+    """The step of the translator that was trained for the model (room `translator`), with its layout; for several
+    answers one per draw of noise."""
     T = explainer.translator
     if T is None: raise NoDirection('translate: no translator was trained for this model: hx_translator makes one')
     name = explainer.classes_of(ask.classifier)[ask.target]
-    if name not in explainer.classes: raise NoDirection(f"translate: the translator was trained for {', '.join(explainer.classes)} and not for {name}: hx_translator --classifier makes one")
+    if name not in explainer.classes:
+        raise NoDirection(f"translate: the translator was trained for {', '.join(explainer.classes)} and not for "
+            f"{name}: hx_translator --classifier makes one")
     ref, w, n, edits = explainer.reference, code.mean, len(code), []
     noise = torch.randn(ask.n, NOISE, generator=stream(ask.seed, 'translate')).to(w)
     noise[0] = 0                                                     # the one answer is the middle one
     root = ref.root.to(w)
-    unit = None if code.feat is None else ref.feat.std((0, 2, 3)).to(w)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
+    unit = None if code.feat is None else ref.feat.std((0, 2, 3)).to(w)[:, None,
+        None] * (ref.feat[0].numel() / len(root))**.5
     for k, z in enumerate(noise):
         asked = Asked.one(n, explainer.classes.index(name), ask.typical, ask.closeness, z.expand(n, -1), w.device)
-        parts = [T(w[i:i + 64], None if code.feat is None else code.feat[i:i + 64], asked[slice(i, i + 64)]) for i in range(0, n, 64)]
+        parts = [T(w[i:i + 64], None if code.feat is None else code.feat[i:i + 64], asked[slice(i, i + 64)])
+            for i in range(0, n, 64)]
         dw, df = torch.cat([p[0] for p in parts]), None if code.feat is None else torch.cat([p[1] for p in parts])
         u = torch.linalg.solve_triangular(root, dw.T, upper=False).T
         size = (u if df is None else torch.cat([u, (df / unit).flatten(1)], 1)).norm(dim=1).clamp_min(1e-6)
         whole = size.cpu().numpy()
-        edits.append(Edit(f"{'typical' if ask.typical else 'needed'} at closeness {ask.closeness:g}" + (f', draw {k + 1}' if k else ''), w=(dw / size[:, None])[:, None], feat=None if df is None else _times(df, 1 / size),
+        edits.append(Edit(f"{'typical' if ask.typical else 'needed'} at closeness {ask.closeness:g}" +
+            (f', draw {k + 1}' if k else ''), w=(dw / size[:, None])[:, None],
+            feat=None if df is None else _times(df, 1 / size),
                           reach=FARTHER * whole, slope=(ask.goal + 4) / whole, whole=whole))
     return edits
 
 # %% ../nbs/26_methods.ipynb #5e02ec59
 def methods()->dict:
     "The ways to find a counterfactual: dict name -> function `(explainer, code, ask) -> [Edit, ...]`."
-    return dict(translate=translate, direction=direction, gradient=gradient, prototype=prototype, amortised=amortised, conditional=conditional, sefa=sefa, attfind=attfind, attfind_subset=attfind_subset)
+    return dict(translate=translate, direction=direction, gradient=gradient, prototype=prototype, amortised=amortised,
+        conditional=conditional, sefa=sefa, attfind=attfind, attfind_subset=attfind_subset)

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np, scipy.linalg, torch
 import torch.nn.functional as F
 from . import __version__
-from .files import CheckpointError, DataError, HxError, draw, load_meta, load_tensors, progress, save_tensors, stream, stream_seed, write_json
+from .files import (CheckpointError, DataError, HxError, draw, load_meta, load_tensors, progress,
+    save_tensors, stream, stream_seed, write_json)
 from .images import dihedral, from_uint8
 from .interop import load_inception_pickle
-from .features import LPIPS, Features, FeatureSet, PictureSet, feature_batches, feature_set, features, fingerprint, generated, perceptual, picture_set
+from .features import (LPIPS, Features, FeatureSet, PictureSet, feature_batches, feature_set, features,
+    fingerprint, generated, perceptual, picture_set)
 
 # %% ../nbs/16_metrics.ipynb #109530a5
 def _plain(v):
@@ -30,7 +32,9 @@ def _plain(v):
     if isinstance(v, (float, np.floating)): return float(v) if math.isfinite(v) else None
     return v if v is None or isinstance(v, str) else str(v)
 
-def _short(v): return '[' + ', '.join(map(_short, v)) + ']' if isinstance(v, (list, tuple)) else f'{v:.4g}' if isinstance(v, float) else str(v)
+def _short(v):
+    return '[' + ', '.join(map(_short, v)) + ']' if isinstance(v, (list, tuple)) else f'{v:.4g}' if isinstance(v,
+        float) else str(v)
 
 class Measured(float):
     "A number and what it was measured with: `.record`, a dict."
@@ -52,10 +56,13 @@ class Measured(float):
     def __repr__(self):
         r = {k: v for k, v in _plain(self.record).items() if v is not None}
         head = f"{r.pop('metric')} {float(self):.4g}" + (f" {_short(r.pop('interval'))}" if 'interval' in r else '')
-        quiet = {'value', 'features_hash', 'data_history', 'fake_history', 'fakes', 'version', 'pairs', 'pca_components'}
+        quiet = {'value', 'features_hash', 'data_history', 'fake_history', 'fakes', 'version', 'pairs',
+            'pca_components'}
         return ' · '.join([head, *(f'{k} {_short(v)}' for k, v in r.items() if k not in quiet)])
 
-def _measured(record): return Measured(record['value'] if record['value'] is not None else math.nan, **{k: v for k, v in record.items() if k != 'value'})
+def _measured(record):
+    return Measured(record['value'] if record['value'] is not None else math.nan,
+        **{k: v for k, v in record.items() if k != 'value'})
 
 # %% ../nbs/16_metrics.ipynb #1b25f5aa
 class Results(list):
@@ -65,20 +72,27 @@ class Results(list):
         if isinstance(key, (int, slice)): return super().__getitem__(key)
         name, cls = key if isinstance(key, tuple) else (key, 'all')
         found = next((m for m in self if m.record['metric'] == name and m.record.get('class', 'all') == cls), None)
-        if found is None: raise HxError(f"no {name} of {cls}; found {', '.join(dict.fromkeys(m.record['metric'] for m in self))}")
+        if found is None:
+            raise HxError(f"no {name} of {cls}; found {', '.join(dict.fromkeys(m.record['metric'] for m in self))}")
         return found
 
     def table(self)->str:
         "A Markdown table: a row per figure, a column per class, and below it what all of them share."
-        classes, names = (list(dict.fromkeys(v)) for v in zip(*((m.record.get('class', 'all'), m.record['metric']) for m in self)))
+        classes, names = (list(dict.fromkeys(v)) for v in zip(*((m.record.get('class', 'all'), m.record['metric'])
+            for m in self)))
         cell = {(m.record['metric'], m.record.get('class', 'all')): m for m in self}
         def text(m):
             r = m.record
-            return f'{float(m):.3g}' + (f" [{r['interval'][0]:.3g}, {r['interval'][1]:.3g}]" if r.get('interval') else '') + (f" (floor {r['floor']:.3g})" if r.get('floor') is not None else '')
-        rows = [f"| {n} | " + ' | '.join(text(cell[n, c]) if (n, c) in cell else '' for c in classes) + ' |' for n in names]
-        same = {k: v for k in ('n', 'features', 'weights', 'resize', 'split', 'data', 'model', 'data_history', 'fake_history', 'fake_seed', 'seed', 'version')
-            if len({_short(_plain(m.record.get(k))) for m in self if m.record.get('class', 'all') == classes[0]}) == 1 and (v := self[0].record.get(k)) is not None}
-        return '\n'.join([f"| | {' | '.join(classes)} |", '|' + '---|' * (len(classes) + 1), *rows, '', ' · '.join(f"{k.replace('_', ' ')} {_short(_plain(v))}" for k, v in same.items())])
+            return f'{float(m):.3g}' + (f" [{r['interval'][0]:.3g}, {r['interval'][1]:.3g}]" if r.get('interval')
+                else '') + (f" (floor {r['floor']:.3g})" if r.get('floor') is not None else '')
+        rows = [f"| {n} | " + ' | '.join(text(cell[n, c]) if (n, c) in cell else '' for c in classes) + ' |'
+            for n in names]
+        same = {k: v for k in ('n', 'features', 'weights', 'resize', 'split', 'data', 'model', 'data_history',
+            'fake_history', 'fake_seed', 'seed', 'version')
+            if len({_short(_plain(m.record.get(k))) for m in self if m.record.get('class', 'all') == classes[0]}) == 1
+                    and (v := self[0].record.get(k)) is not None}
+        return '\n'.join([f"| | {' | '.join(classes)} |", '|' + '---|' * (len(classes) + 1), *rows, '',
+            ' · '.join(f"{k.replace('_', ' ')} {_short(_plain(v))}" for k, v in same.items())])
 
     def _repr_markdown_(self): return self.table()
     def __repr__(self): return '\n'.join(map(repr, self))
@@ -89,7 +103,8 @@ class Results(list):
         "Add the records to a file of measurements."
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, 'a', encoding='utf-8') as f: f.write(''.join(json.dumps(_plain(m.record), ensure_ascii=False) + '\n' for m in self))
+        with open(path, 'a', encoding='utf-8') as f:
+            f.write(''.join(json.dumps(_plain(m.record), ensure_ascii=False) + '\n' for m in self))
 
     @classmethod
     def load(cls, path):
@@ -99,7 +114,8 @@ class Results(list):
         for i, line in enumerate(lines):
             try: out += [_measured(json.loads(line))] if line.strip() else []
             except (json.JSONDecodeError, KeyError, TypeError) as e:
-                if i < len(lines) - 1: raise CheckpointError(f'{path}: line {i + 1} is not a measurement ({type(e).__name__})') from None
+                if i < len(lines) - 1:
+                    raise CheckpointError(f'{path}: line {i + 1} is not a measurement ({type(e).__name__})') from None
         return out
 
 # %% ../nbs/16_metrics.ipynb #d7a961e3
@@ -118,24 +134,30 @@ class Moments:
         if x.ndim != 2 or not x.size: raise DataError(f'expected vectors [n, d], found {list(x.shape)}')
         (n, d), part = x.shape, np.empty((min(chunk, len(x)), x.shape[1]))
         with np.errstate(invalid='ignore', over='ignore'):
-            near = x[:chunk].mean(0, dtype=np.float64)                        # sums of differences from a vector near the mean stay small
+            # sums of differences from a vector near the mean stay small
+            near = x[:chunk].mean(0, dtype=np.float64)
             total, S, rows = np.zeros(d), np.zeros((d, d) if n > d else 0, order='F'), np.empty((0 if n > d else n, d))
             for i in range(0, n, chunk):
                 b = np.subtract(x[i:i + chunk], near, out=part[:n - i])
                 total += b.sum(0)
-                if n > d: S = scipy.linalg.blas.dsyrk(1., b.T, beta=1., c=S, overwrite_c=1)    # one triangle: half the work
+                # one triangle: half the work
+                if n > d: S = scipy.linalg.blas.dsyrk(1., b.T, beta=1., c=S, overwrite_c=1)
                 else: rows[i:i + chunk] = b
-        if not np.isfinite(total).all(): raise DataError(f'vector {int(np.flatnonzero(~np.isfinite(x).all(1))[0])} is not finite')
+        if not np.isfinite(total).all():
+            raise DataError(f'vector {int(np.flatnonzero(~np.isfinite(x).all(1))[0])} is not finite')
         if n <= d: return cls(n, near + total / n, None, rows - total / n)
         S = np.triu(S) + np.triu(S, 1).T
         return cls(n, near + total / n, S - np.outer(total, total / n))
 
     def __add__(self, other):
-        if self.mean.shape != other.mean.shape: raise DataError(f'moments of {len(self.mean)} and of {len(other.mean)} numbers cannot be merged')
+        if self.mean.shape != other.mean.shape:
+            raise DataError(f'moments of {len(self.mean)} and of {len(other.mean)} numbers cannot be merged')
         if None in (self.n, other.n): raise DataError('moments of an unknown number of pictures cannot be merged')
         n, d = self.n + other.n, other.mean - self.mean
         mean = self.mean + d * (other.n / n)
-        if self.rows is not None and other.rows is not None and n <= len(mean): return Moments(n, mean, None, np.concatenate([self.rows + (self.mean - mean), other.rows + (other.mean - mean)]))
+        if self.rows is not None and other.rows is not None and n <= len(mean):
+            return Moments(n, mean, None, np.concatenate([self.rows + (self.mean - mean),
+                other.rows + (other.mean - mean)]))
         return Moments(n, mean, self._scatter() + other._scatter() + np.outer(d, d * (self.n * other.n / n)))
 
     def _scatter(self): return self.rows.T @ self.rows if self.scatter is None else self.scatter
@@ -155,7 +177,8 @@ class Moments:
         return (np.trace(self.scatter) if self.rows is None else np.square(self.rows).sum()) / self._enough()
 
     def factor(self):
-        "R `[r, d]` with `R.T @ R` the covariance: the vectors, the Cholesky factor, or, where that has no full rank, scaled eigenvectors."
+        """R `[r, d]` with `R.T @ R` the covariance: the vectors, the Cholesky factor, or, where that has no full
+        rank, scaled eigenvectors."""
         if self.rows is not None: return self.rows / math.sqrt(self._enough())
         C = self.cov
         try: return scipy.linalg.cholesky(C, check_finite=False)
@@ -171,26 +194,31 @@ class Moments:
 
     def project(self, V):
         "The moments after `x @ V`."
-        m = Moments(self.n, self.mean @ V, None if self.rows is not None else V.T @ self.scatter @ V, None if self.rows is None else self.rows @ V)
+        m = Moments(self.n, self.mean @ V, None if self.rows is not None else V.T @ self.scatter @ V,
+            None if self.rows is None else self.rows @ V)
         return Moments(m.n, m.mean, m._scatter()) if m.rows is not None and m.n > V.shape[1] else m
 
 # %% ../nbs/16_metrics.ipynb #3d8287fc
 def _frechet(a, b):
     "Squared Fréchet distance of two `Moments`."
-    if a.mean.shape != b.mean.shape: raise DataError(f'vectors of {len(a.mean)} and of {len(b.mean)} numbers: not the same features')
+    if a.mean.shape != b.mean.shape:
+        raise DataError(f'vectors of {len(a.mean)} and of {len(b.mean)} numbers: not the same features')
     if a.rows is None and b.rows is not None: a, b = b, a
     R = a.factor()
     if not len(R): roots = 0.
     elif b.rows is not None: roots = np.linalg.svd(R @ b.factor().T, compute_uv=False).sum()
     else:
-        gemm = scipy.linalg.blas.dgemm                 # SciPy's throughout: the threads of a second library would wait for the same cores
-        roots = np.sqrt(scipy.linalg.eigvalsh(gemm(1., gemm(1., R, b.cov), R, trans_b=True), driver='evd', check_finite=False, overwrite_a=True).clip(0)).sum()
+        # SciPy's throughout: the threads of a second library would wait for the same cores
+        gemm = scipy.linalg.blas.dgemm
+        roots = np.sqrt(scipy.linalg.eigvalsh(gemm(1., gemm(1., R, b.cov), R, trans_b=True), driver='evd',
+            check_finite=False, overwrite_a=True).clip(0)).sum()
     return max(float(np.square(a.mean - b.mean).sum() + a.trace + b.trace - 2 * roots), 0.)
 
 # %% ../nbs/16_metrics.ipynb #cb431e39
 @dataclass
 class Statistics:
-    "What is kept of a set of pictures in place of their vectors: moments of two halves, a sample of vectors, and what was measured."
+    """What is kept of a set of pictures in place of their vectors: moments of two halves, a sample of vectors, and
+    what was measured."""
     moments:Moments
     halves:tuple|None = None      # two `Moments`, of every other picture
     sample:np.ndarray|None = None # float32 [m, d]
@@ -202,22 +230,33 @@ def _side(v, f, cache=True):
     "Vectors, statistics, or pictures to be looked at, as `FeatureSet`, `Statistics` or `Moments`."
     if isinstance(v, (Statistics, Moments)): return v
     if isinstance(v, FeatureSet): s = v
-    elif isinstance(v, (np.ndarray, torch.Tensor)) and v.ndim == 2: s = FeatureSet(v.cpu().numpy() if isinstance(v, torch.Tensor) else v, f if isinstance(f, Features) else None)
+    elif isinstance(v, (np.ndarray, torch.Tensor)) and v.ndim == 2:
+        s = FeatureSet(v.cpu().numpy() if isinstance(v, torch.Tensor) else v, f if isinstance(f, Features) else None)
     elif isinstance(f, Features): s = feature_set(v, f, cache=cache)
-    else: raise DataError(f'expected vectors [n, d], or pictures together with features=, found {type(v).__name__}' + (f' of shape {list(v.shape)}' if hasattr(v, 'shape') else ''))
-    if s.features is not None and isinstance(f, Features) and s.features.hash != f.hash: raise DataError(f'{s}: was looked at with {s.features}, not with {f}')
+    else:
+        raise DataError(f'expected vectors [n, d], or pictures together with features=, found {type(v).__name__}' +
+            (f' of shape {list(v.shape)}' if hasattr(v, 'shape') else ''))
+    if s.features is not None and isinstance(f, Features) and s.features.hash != f.hash:
+        raise DataError(f'{s}: was looked at with {s.features}, not with {f}')
     return s
 
-def _facts(f): return dict(features=f.name, weights=f.weights, features_hash=f.hash, resize=f.resize, reference=f.reference)
+def _facts(f):
+    return dict(features=f.name, weights=f.weights, features_hash=f.hash, resize=f.resize, reference=f.reference)
 
 def _about(real, fake, name):
-    "What a record says about the two sides, and whether it is the FID. Raises `DataError` where they were looked at with different features."
-    r, g = (s.about | (_facts(s.features) if isinstance(s, FeatureSet) and s.features else {}) if not isinstance(s, Moments) else {} for s in (real, fake))
+    """What a record says about the two sides, and whether it is the FID. Raises `DataError` where they were looked
+    at with different features."""
+    r, g = (s.about | (_facts(s.features) if isinstance(s, FeatureSet) and s.features else {})
+        if not isinstance(s, Moments) else {} for s in (real, fake))
     both = [a for a in (r, g) if a.get('features_hash')]
-    if len({a['features_hash'] for a in both}) > 1: raise DataError('not looked at with the same features: ' + ' and '.join(f"{a['features']} (weights {a['weights']}; {a['resize']})" for a in both))
+    if len({a['features_hash'] for a in both}) > 1:
+        raise DataError('not looked at with the same features: ' +
+            ' and '.join(f"{a['features']} (weights {a['weights']}; {a['resize']})" for a in both))
     f = both[0] if both else {'features': next((a['features'] for a in (r, g) if 'features' in a), name or 'features')}
-    facts = dict(n=tuple(s.n if isinstance(s, Moments) else s.moments.n if isinstance(s, Statistics) else len(s) for s in (real, fake)), **{k: f.get(k) for k in ('features', 'weights', 'features_hash', 'resize')},
-        split=r.get('split'), data=r.get('hash'), data_history=r.get('history'), model=g.get('model'), fakes=g.get('hash'), fake_history=g.get('history'), fake_seed=g.get('seed'), version=__version__)
+    facts = dict(n=tuple(s.n if isinstance(s, Moments) else s.moments.n if isinstance(s, Statistics) else len(s)
+        for s in (real, fake)), **{k: f.get(k) for k in ('features', 'weights', 'features_hash', 'resize')},
+        split=r.get('split'), data=r.get('hash'), data_history=r.get('history'), model=g.get('model'),
+            fakes=g.get('hash'), fake_history=g.get('history'), fake_seed=g.get('seed'), version=__version__)
     return facts | {'class': r.get('class') or g.get('class') or 'all'}, f.get('reference', False)
 
 def _moments(s): return s if isinstance(s, Moments) else s.moments if isinstance(s, Statistics) else Moments.of(s.x)
@@ -232,7 +271,8 @@ def _interval(value, folds):
 
 def _small_print(real, fake, value, seed, components=64, folds=5):
     "Floor, excess, principal components and intervals of a Fréchet distance."
-    shuffled = lambda s, name: s.x[torch.randperm(len(s), generator=stream(seed, f'metrics/{name}')).numpy()] if isinstance(s, FeatureSet) else None
+    shuffled = lambda s, name: s.x[torch.randperm(len(s),
+        generator=stream(seed, f'metrics/{name}')).numpy()] if isinstance(s, FeatureSet) else None
     r, g = shuffled(real, 'real'), shuffled(fake, 'fake')
     R, G = _moments(real), _moments(fake)
     halves, out = real.halves if isinstance(real, Statistics) else None, dict(floor=None, excess=None)
@@ -243,9 +283,12 @@ def _small_print(real, fake, value, seed, components=64, folds=5):
         m = halves[0].n
         like = Moments.of(g[:m]) if g is not None and len(g) >= m else None
         out = dict(floor=_frechet(*halves), floor_n=m, excess=None)
-        W = halves[0].principal(components)            # of the first half alone: the second and the fakes are equally new to them
+        # of the first half alone: the second and the fakes are equally new to them
+        W = halves[0].principal(components)
         pca['pca_floor'] = _frechet(*(h.project(W) for h in halves))
-        if like is not None: out['excess'], pca['pca_excess'] = _frechet(halves[0], like) - out['floor'], _frechet(halves[0].project(W), like.project(W)) - pca['pca_floor']
+        if like is not None:
+            out['excess'], pca['pca_excess'] = _frechet(halves[0], like) - out['floor'], _frechet(halves[0].project(W),
+                like.project(W)) - pca['pca_floor']
     if g is not None and len(g) >= 2 * folds and (r is None or len(r) >= 2 * folds):
         parts = [(R if r is None else Moments.of(r[i::folds]), Moments.of(g[i::folds])) for i in range(folds)]
         out['interval'] = _interval(value, [_frechet(a, b) for a, b in parts])
@@ -260,15 +303,18 @@ def frechet_distance(
     seed:int=0,              # of halves and folds
     **record,                # further facts to keep
 )->Measured:
-    "Squared Fréchet distance of two sets (Heusel et al. 2017), with floor, excess, principal components and interval in its record. Raises `DataError`; warns below two pictures per dimension."
+    """Squared Fréchet distance of two sets (Heusel et al. 2017), with floor, excess, principal components and
+    interval in its record. Raises `DataError`; warns below two pictures per dimension."""
     a, b = _side(a, features), _side(b, features)
     facts, is_fid = _about(a, b, features.name if isinstance(features, Features) else features)
     A, B = _moments(a), _moments(b)
     value, d, few = _frechet(A, B), len(A.mean), min((m.n for m in (A, B) if m.n is not None), default=math.inf)
     if few < 2 * d:
         facts['warning'] = f'{few} pictures for {d} numbers each'
-        warnings.warn(f'{few} pictures for {d} numbers each: a Fréchet distance is mostly bias below {2 * d}; look at its excess over the floor, at KID, or at fewer principal components', stacklevel=2)
-    return Measured(value, lambda: _small_print(a, b, value, seed), metric='fid' if is_fid else f"fd_{facts['features']}", **facts | dict(seed=seed) | record)
+        warnings.warn(f'{few} pictures for {d} numbers each: a Fréchet distance is mostly bias below {2 * d}; look at '
+            f'its excess over the floor, at KID, or at fewer principal components', stacklevel=2)
+    return Measured(value, lambda: _small_print(a, b, value, seed),
+        metric='fid' if is_fid else f"fd_{facts['features']}", **facts | dict(seed=seed) | record)
 
 # %% ../nbs/16_metrics.ipynb #facf75d7
 def wilson(
@@ -286,15 +332,19 @@ def _vectors(v, f):
     s = _side(v, f)
     if isinstance(s, Statistics) and s.sample is not None: return FeatureSet(s.sample, None, s.about)
     if not isinstance(s, FeatureSet): raise DataError('needs vectors or pictures, and a file of moments has none')
-    if not np.isfinite(s.x).all(): raise DataError(f'vector {int(np.flatnonzero(~np.isfinite(s.x).all(1))[0])} is not finite')
+    if not np.isfinite(s.x).all():
+        raise DataError(f'vector {int(np.flatnonzero(~np.isfinite(s.x).all(1))[0])} is not finite')
     return s
 
 def _pair(a, b, f, at_least, what):
     "Both sides as vectors of the same features, and what the record says."
     a, b = _vectors(a, f), _vectors(b, f)
-    if a.x.ndim != 2 or a.x.shape[1:] != b.x.shape[1:]: raise DataError(f'vectors of shape {list(a.x.shape)} and {list(b.x.shape)}: not the same features')
+    if a.x.ndim != 2 or a.x.shape[1:] != b.x.shape[1:]:
+        raise DataError(f'vectors of shape {list(a.x.shape)} and {list(b.x.shape)}: not the same features')
     facts, is_fid = _about(a, b, f.name if isinstance(f, Features) else f)
-    if min(len(a), len(b)) < at_least: raise DataError(f"{what} needs at least {at_least} pictures of each set, found {len(a)} and {len(b)}" + ('' if facts['class'] == 'all' else f" of class {facts['class']}"))
+    if min(len(a), len(b)) < at_least:
+        raise DataError(f"{what} needs at least {at_least} pictures of each set, found {len(a)} and {len(b)}" +
+            ('' if facts['class'] == 'all' else f" of class {facts['class']}"))
     return a.x, b.x, facts, is_fid
 
 def kid(
@@ -306,7 +356,8 @@ def kid(
     seed:int=0,              # of the subsets
     **record,
 )->Measured:
-    "Kernel Inception distance, on other features called `kd_<features>`: mean over subsets, `interval` one standard deviation. Raises `DataError`."
+    """Kernel Inception distance, on other features called `kd_<features>`: mean over subsets, `interval` one
+    standard deviation. Raises `DataError`."""
     x, y, facts, is_fid = _pair(a, b, features, 2, 'KID')
     few = min(len(x), len(y))
     m = size or max(min(1000, few // 2), 2)
@@ -318,7 +369,8 @@ def kid(
         own = [(K.sum() - np.trace(K)) / (m * (m - 1)) for K in (k(u, u), k(v, v))]
         values.append(sum(own) - 2 * k(u, v).mean())
     mean, sd = float(np.mean(values)), float(np.std(values))
-    return Measured(mean, metric='kid' if is_fid else f"kd_{facts['features']}", interval=(mean - sd, mean + sd), sd=sd, subsets=len(values), size=m, **facts | dict(seed=seed) | record)
+    return Measured(mean, metric='kid' if is_fid else f"kd_{facts['features']}", interval=(mean - sd, mean + sd), sd=sd,
+        subsets=len(values), size=m, **facts | dict(seed=seed) | record)
 
 # %% ../nbs/16_metrics.ipynb #e1600542
 def _blocks(q, x, block=1024):
@@ -326,11 +378,13 @@ def _blocks(q, x, block=1024):
     for i in range(0, len(q), block): yield torch.cdist(q[i:i + block], x)
 
 def _balls(a, b, f, k, what):
-    "Real and generated vectors about the reals' mean, what the record says, and a function for the radius to the k-th neighbour."
+    """Real and generated vectors about the reals' mean, what the record says, and a function for the radius to the
+    k-th neighbour."""
     x, y, facts, _ = _pair(a, b, f, k + 1, what)
     middle = x.mean(0, dtype=np.float64)
     x, y = torch.from_numpy(x - middle), torch.from_numpy(y - middle)
-    return x, y, facts, lambda v: torch.cat([d.kthvalue(k + 1, dim=1)[0] for d in _blocks(v, v)])      # the nearest is the picture itself
+    # the nearest is the picture itself
+    return x, y, facts, lambda v: torch.cat([d.kthvalue(k + 1, dim=1)[0] for d in _blocks(v, v)])
 
 def precision_recall(
     a, b,                    # real and generated, as for `frechet_distance`
@@ -342,7 +396,8 @@ def precision_recall(
     "`precision` and `recall` of fakes (Kynkäänniemi et al. 2019). Raises `DataError` for k pictures or fewer."
     x, y, facts, radius = _balls(a, b, features, k, f'precision with {k} neighbours')
     rx, ry = radius(x), radius(y)
-    found = dict(precision=torch.cat([(d <= rx).any(1) for d in _blocks(y, x)]), recall=torch.cat([(d <= ry).any(1) for d in _blocks(x, y)]))
+    found = dict(precision=torch.cat([(d <= rx).any(1) for d in _blocks(y, x)]),
+        recall=torch.cat([(d <= ry).any(1) for d in _blocks(x, y)]))
     return {name: Measured(v.double().mean(), metric=name, k=k, **facts | record) for name, v in found.items()}
 
 def density_coverage(
@@ -355,16 +410,20 @@ def density_coverage(
     "`density` (may exceed 1) and `coverage` of fakes (Naeem et al. 2020). Raises `DataError` for k pictures or fewer."
     x, y, facts, radius = _balls(a, b, features, k, f'density with {k} neighbours')
     rx = radius(x)
-    found = dict(density=torch.cat([(d <= rx).sum(1).double() / k for d in _blocks(y, x)]), coverage=torch.cat([d.min(1)[0] for d in _blocks(x, y)]) <= rx)
+    found = dict(density=torch.cat([(d <= rx).sum(1).double() / k for d in _blocks(y, x)]),
+        coverage=torch.cat([d.min(1)[0] for d in _blocks(x, y)]) <= rx)
     return {name: Measured(v.double().mean(), metric=name, k=k, **facts | record) for name, v in found.items()}
 
 # %% ../nbs/16_metrics.ipynb #3e2f5dbe
 def _figures(a, b, seed, **record):
     fd = frechet_distance(a, b, seed=seed, **record)
     r = fd.record
-    small = Measured(r['pca'], **{k: v for k, v in r.items() if k not in ('value', 'warning') and not k.startswith('pca') and k not in ('floor', 'excess', 'interval')} | dict(
-        metric=f"{r['metric']}_pca{r['pca_components']}", floor=r.get('pca_floor'), excess=r.get('pca_excess'), interval=r.get('pca_interval')))
-    return [fd, small, kid(a, b, seed=seed, **record), *precision_recall(a, b, **record).values(), *density_coverage(a, b, **record).values()]
+    small = Measured(r['pca'], **{k: v for k, v in r.items() if k not in ('value', 'warning')
+        and not k.startswith('pca') and k not in ('floor', 'excess', 'interval')} | dict(
+        metric=f"{r['metric']}_pca{r['pca_components']}", floor=r.get('pca_floor'), excess=r.get('pca_excess'),
+            interval=r.get('pca_interval')))
+    return [fd, small, kid(a, b, seed=seed, **record), *precision_recall(a, b, **record).values(),
+        *density_coverage(a, b, **record).values()]
 
 def compare(
     real,                    # a store, folder, pictures or `FeatureSet`
@@ -376,11 +435,14 @@ def compare(
     seed:int=0,              # of halves, folds and subsets
     **record,                # further facts to keep
 )->Results:
-    "All set metrics of fakes against reals, overall and per class. Raises `DataError`, with the class that is empty or too small."
+    """All set metrics of fakes against reals, overall and per class. Raises `DataError`, with the class that is
+    empty or too small."""
     real, fake = (_side(v, features, cache) for v in (real, fake))
     out = Results(_figures(real, fake, seed, **record))
     if not by_class or not (real.classes and fake.classes): return out
-    if set(real.classes) != set(fake.classes): raise DataError(f"classes {', '.join(real.classes)} on one side, {', '.join(fake.classes)} on the other; pass by_class=False to compare them as one")
+    if set(real.classes) != set(fake.classes):
+        raise DataError(f"classes {', '.join(real.classes)} on one side, {', '.join(fake.classes)} on the other; pass "
+            f"by_class=False to compare them as one")
     for c in real.classes: out += _figures(real.of_class(c), fake.of_class(c), seed, **record)
     return out
 
@@ -389,14 +451,17 @@ def _as_pairs(x, y):
     "Two batches in [-1, 1]. Raises `DataError`."
     x, y = (v if isinstance(v, torch.Tensor) else from_uint8(np.asarray(v)) for v in (x, y))
     x, y = (v[None] if v.ndim == 3 else v for v in (x, y))
-    if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3 or not len(x): raise DataError(f'expected two batches of RGB pictures of one shape, found {list(x.shape)} and {list(y.shape)}')
-    if not all(v.is_floating_point() and torch.isfinite(v).all() and v.abs().max() < 1.5 for v in (x, y)): raise DataError('expected uint8 pictures, or float tensors in [-1, 1]')
+    if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3 or not len(x):
+        raise DataError(f'expected two batches of RGB pictures of one shape, found {list(x.shape)} and {list(y.shape)}')
+    if not all(v.is_floating_point() and torch.isfinite(v).all() and v.abs().max() < 1.5 for v in (x, y)):
+        raise DataError('expected uint8 pictures, or float tensors in [-1, 1]')
     return x, y
 
 def _of_pairs(values, metric, **record):
     v = values.double().cpu().numpy()
     se = 1.96 * v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else 0
-    m = Measured(v.mean(), metric=metric, interval=(v.mean() - se, v.mean() + se) if se else None, n=len(v), version=__version__, **record)
+    m = Measured(v.mean(), metric=metric, interval=(v.mean() - se, v.mean() + se) if se else None, n=len(v),
+        version=__version__, **record)
     m.values = v
     return m
 
@@ -410,10 +475,12 @@ def lpips(
     weights=None,        # file of torchvision's AlexNet; default: found on this machine
     batch:int=32,
 )->Measured:
-    "LPIPS (AlexNet, v0.1; Zhang et al. 2018): mean over pairs, each in `.values`. Raises `CheckpointError` without weights."
+    """LPIPS (AlexNet, v0.1; Zhang et al. 2018): mean over pairs, each in `.values`. Raises `CheckpointError` without
+    weights."""
     x, y = _as_pairs(x, y)
     net = _lpips(None if weights is None else str(weights)).to(x.device)
-    return _of_pairs(torch.cat([net(a, b) for a, b in zip(x.split(batch), y.split(batch))]), 'lpips', features='AlexNet')
+    return _of_pairs(torch.cat([net(a, b) for a, b in zip(x.split(batch), y.split(batch))]), 'lpips',
+        features='AlexNet')
 
 def ms_ssim_scales(
     size:int,            # shorter side in pixels
@@ -425,20 +492,23 @@ def ms_ssim_scales(
 def ms_ssim(
     x, y,                # uint8 [N, H, W, 3], or float [N, 3, H, W] in [-1, 1]; from 11 pixels
 )->Measured:
-    "Multi-scale structural similarity (Wang et al. 2003), 1 for equal pictures: mean over pairs, each in `.values`. Called `ms_ssim` with all five scales, else `ms_ssim<scales>`."
+    """Multi-scale structural similarity (Wang et al. 2003), 1 for equal pictures: mean over pairs, each in
+    `.values`. Called `ms_ssim` with all five scales, else `ms_ssim<scales>`."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as measure
     x, y = _as_pairs(x, y)
     side = min(x.shape[-2:])
     if side < 11: raise DataError(f'MS-SSIM needs 11 pixels or more, found {side}')
     k = ms_ssim_scales(side)
     betas = np.array([.0448, .2856, .3001, .2363, .1333])[:k]
-    v = measure((x + 1) / 2, (y + 1) / 2, data_range=(0., 1.), betas=tuple((betas / betas.sum()).tolist()), normalize='relu', reduction='none')
+    v = measure((x + 1) / 2, (y + 1) / 2, data_range=(0., 1.), betas=tuple((betas / betas.sum()).tolist()),
+        normalize='relu', reduction='none')
     return _of_pairs(v.reshape(-1), 'ms_ssim' if k == 5 else f'ms_ssim{k}', scales=k, size=side)
 
 # %% ../nbs/16_metrics.ipynb #82050743
 def _view_vectors(s, f, ids, k):
     "Vectors of the k-th dihedral view of some pictures."
-    turned = PictureSet(s.n, lambda i: dihedral(torch.from_numpy(s.read(i)).movedim(-1, 1), k).movedim(1, -1).numpy(), s.about)
+    turned = PictureSet(s.n, lambda i: dihedral(torch.from_numpy(s.read(i)).movedim(-1, 1), k).movedim(1, -1).numpy(),
+        s.about)
     return torch.from_numpy(np.concatenate(list(feature_batches(turned, f, ids)))).double()
 
 def _nearest(q, x, own=None):
@@ -459,21 +529,26 @@ def memorisation(
     seed:int=0,              # of their choice
     **record,
 )->Measured:
-    "Share of fakes nearer to a training tile than the threshold; the record has the threshold and the nearest `pairs` (fake, training tile, view of the fake, distance). Raises `DataError`."
+    """Share of fakes nearer to a training tile than the threshold; the record has the threshold and the nearest
+    `pairs` (fake, training tile, view of the fake, distance). Raises `DataError`."""
     T, g = picture_set(train), picture_set(fake)
     if len(T) < 3: raise DataError(f'{len(T)} training tiles are too few')
     t = feature_set(T, features)
     x = torch.from_numpy(t.x).double()
     pick = torch.randperm(len(T), generator=stream(seed, 'memorisation'))[:reference].numpy()
-    views = lambda s, ids, own=None: torch.stack([torch.stack([v.double() for v in _nearest(_view_vectors(s, features, ids, k), x, own)]) for k in range(8)])   # [8, distance and index, n]
+    # [8, distance and index, n]
+    views = lambda s, ids, own=None: torch.stack([torch.stack([v.double()
+        for v in _nearest(_view_vectors(s, features, ids, k), x, own)]) for k in range(8)])
     limit = float(np.percentile(views(T, pick, pick)[:, 0].min(0)[0], percentile))
     best = views(g, range(len(g)))
     d, k = best[:, 0].min(0)
     j = best[k, 1, torch.arange(len(g))].long()
     pairs = [(i, int(j[i]), int(k[i]), round(float(d[i]), 4)) for i in d.argsort().tolist()[:8]]
     facts, _ = _about(t, FeatureSet(d.numpy(), features, g.about), None)
-    if limit < 1e-3 * float(d.median()): facts['warning'] = f'{percentile:g} % of the training tiles have a double: copies cannot be told'
-    return Measured(float((d < limit).double().mean()), metric='memorisation', threshold=limit, percentile=percentile, pairs=pairs, **facts | dict(seed=seed) | record)
+    if limit < 1e-3 * float(d.median()):
+        facts['warning'] = f'{percentile:g} % of the training tiles have a double: copies cannot be told'
+    return Measured(float((d < limit).double().mean()), metric='memorisation', threshold=limit, percentile=percentile,
+        pairs=pairs, **facts | dict(seed=seed) | record)
 
 # %% ../nbs/16_metrics.ipynb #39cb4785
 @torch.no_grad()
@@ -489,23 +564,28 @@ def perceptual_path_length(
     seed:int=0,              # of z
     **record,
 )->Measured:
-    "Perceptual path length in W, at the ends of the path (Karras et al. 2019). Raises `HxError` where pictures are not finite."
+    """Perceptual path length in W, at the ends of the path (Karras et al. 2019). Raises `HxError` where pictures are
+    not finite."""
     device = next(G.parameters()).device
     dist = distance or perceptual().to(device)
-    kind = {'LPIPS': 'lpips', 'Lite0Distance': 'lite0'}.get(type(dist).__name__, getattr(dist, '__name__', type(dist).__name__).strip('<>'))
+    kind = {'LPIPS': 'lpips', 'Lite0Distance': 'lite0'}.get(type(dist).__name__,
+        getattr(dist, '__name__', type(dist).__name__).strip('<>'))
     if c is None and G.c_dim: c = torch.eye(G.c_dim)
     values = []
     for i in progress(range(0, n, batch)):
         ids = range(i, min(i + batch, n))
         cond = None if c is None else c[[j % len(c) for j in ids]].to(device)
         w0, w1 = (G.mapping(draw((G.z_dim,), seed, name, ids).to(device), cond) for name in ('ppl/0', 'ppl/1'))
-        values.append(dist(*(G.synthesis(w, noise_mode=noise_mode) for w in (w0, w0.lerp(w1, epsilon)))).double().cpu() / epsilon**2)
+        values.append(dist(*(G.synthesis(w, noise_mode=noise_mode)
+            for w in (w0, w0.lerp(w1, epsilon)))).double().cpu() / epsilon**2)
     v = torch.cat(values).numpy()
-    if not np.isfinite(v).all(): raise HxError(f'path length: {int((~np.isfinite(v)).sum())} of {n} values are not finite')
+    if not np.isfinite(v).all():
+        raise HxError(f'path length: {int((~np.isfinite(v)).sum())} of {n} values are not finite')
     lo, hi = np.percentile(v, [1, 99])
     v = v[(v >= lo) & (v <= hi)]
     se = 1.96 * v.std() / math.sqrt(len(v))
-    return Measured(v.mean(), metric=f'ppl_w_{kind}', interval=(v.mean() - se, v.mean() + se), n=n, epsilon=epsilon, model=fingerprint(G), seed=seed, version=__version__, **record)
+    return Measured(v.mean(), metric=f'ppl_w_{kind}', interval=(v.mean() - se, v.mean() + se), n=n, epsilon=epsilon,
+        model=fingerprint(G), seed=seed, version=__version__, **record)
 
 # %% ../nbs/16_metrics.ipynb #be59df05
 class _Space:
@@ -515,9 +595,11 @@ class _Space:
         sd = x.std(0)
         x = (x - x.mean(0))[:, sd > 1e-9 * max(sd.max(), 1e-300)] / sd[sd > 1e-9 * max(sd.max(), 1e-300)]
         self.n, self.groups, self.D = len(x), groups, torch.cdist(*[torch.from_numpy(x)] * 2).fill_diagonal_(0).numpy()
-        self.near = [np.argsort(self.D[np.ix_(g, g)] + np.diag([np.inf] * len(g)), 1)[:, :min(k, len(g) - 1)] for g in groups]
+        self.near = [np.argsort(self.D[np.ix_(g, g)] + np.diag([np.inf] * len(g)), 1)[:, :min(k, len(g) - 1)]
+            for g in groups]
         K, fold = x @ x.T, torch.randperm(len(x), generator=stream(seed, 'folds')).numpy() % folds
-        self.S = [(fold == i, K[np.ix_(fold == i, fold != i)] @ np.linalg.inv(K[np.ix_(fold != i, fold != i)] + np.trace(K) / len(x) * np.eye((fold != i).sum()))) for i in range(folds)]
+        self.S = [(fold == i, K[np.ix_(fold == i, fold != i)] @ np.linalg.inv(K[np.ix_(fold != i, fold != i)] +
+            np.trace(K) / len(x) * np.eye((fold != i).sum()))) for i in range(folds)]
 
     def scores(self, Y):
         "Out-of-fold ridge regression on one-hot labels."
@@ -526,7 +608,8 @@ class _Space:
         return out
 
     def figures(self, y):
-        "Silhouette, probe AUC and neighbour purity, within each group, averaged over groups (silhouette and purity by pictures, AUC by pairs)."
+        """Silhouette, probe AUC and neighbour purity, within each group, averaged over groups (silhouette and purity
+        by pictures, AUC by pairs)."""
         from sklearn.metrics import roc_auc_score, silhouette_samples
         Y = np.eye(y.max() + 1)[y]
         s, sil, pure, size, auc, pairs = self.scores(Y), [], [], [], [], []
@@ -545,10 +628,16 @@ class Separability(Results):
     def table(self):
         "A Markdown table; chance as mean ± deviation over permutations."
         cell = lambda v: '' if v is None else f'{v[0]:.3f} ± {v[1]:.3f}' if isinstance(v, (list, tuple)) else f'{v:.3f}'
-        columns = {'codes': 'value', 'chance': 'permuted', 'colour alone': 'rgb', 'codes, stain matched': 'matched_value', 'chance, stain matched': 'matched_permuted', 'colour, stain matched': 'matched_rgb'}
+        columns = {'codes': 'value', 'chance': 'permuted', 'colour alone': 'rgb',
+            'codes, stain matched': 'matched_value', 'chance, stain matched': 'matched_permuted',
+            'colour, stain matched': 'matched_rgb'}
         r = self[0].record
-        return '\n'.join([f"| | {' | '.join(columns)} |", '|' + '---|' * (len(columns) + 1), *(f"| {m.record['metric']} | {' | '.join(cell(m.record.get(k)) for k in columns.values())} |" for m in self), '',
-            f"n {r['n']}, {r['d']} numbers each" + ('' if r['clusters'] is None else f"; {r['matched_n']} of them in {r['clusters']} stain clusters of several classes") + f" · version {r['version']}"])
+        return '\n'.join([f"| | {' | '.join(columns)} |", '|' + '---|' * (len(columns) + 1),
+            *(f"| {m.record['metric']} | {' | '.join(cell(m.record.get(k)) for k in columns.values())} |"
+            for m in self), '',
+            f"n {r['n']}, {r['d']} numbers each" + ('' if r['clusters'] is None
+                else f"; {r['matched_n']} of them in {r['clusters']} stain clusters of several classes") +
+                f" · version {r['version']}"])
 
 def separability(
     codes,                   # [n, d], or a dict of layers [n, channels] (StyleSpace)
@@ -562,13 +651,19 @@ def separability(
     seed:int=0,              # of folds and permutations
     **record,
 )->Separability:
-    "`silhouette`, `probe_auc` and `knn_purity` of codes, with what chance, colour, and matched stain give. Raises `DataError`."
+    """`silhouette`, `probe_auc` and `knn_purity` of codes, with what chance, colour, and matched stain give. Raises
+    `DataError`."""
     x = np.concatenate([np.asarray(v) for v in codes.values()], 1) if isinstance(codes, dict) else np.asarray(codes)
     y = np.unique(np.asarray(labels), return_inverse=True)[1]
-    if x.ndim != 2 or len(x) != len(y): raise DataError(f'expected codes [n, d] and n labels, found {list(x.shape)} and {len(y)}')
-    if not np.isfinite(x).all(): raise DataError(f'the codes of picture {int(np.flatnonzero(~np.isfinite(x).all(1))[0])} are not finite')
-    if len(np.unique(y)) < 2 or np.bincount(y).min() < folds: raise DataError(f'separability needs two classes of {folds} pictures or more, found {np.bincount(y).tolist()}')
-    whole, matched = [np.arange(len(y))], [] if stain is None else [g for s in np.unique(stain) for g in [np.flatnonzero(np.asarray(stain) == s)] if np.unique(y[g]).size > 1 and np.unique(y[g], return_counts=True)[1].min() > 1]
+    if x.ndim != 2 or len(x) != len(y):
+        raise DataError(f'expected codes [n, d] and n labels, found {list(x.shape)} and {len(y)}')
+    if not np.isfinite(x).all():
+        raise DataError(f'the codes of picture {int(np.flatnonzero(~np.isfinite(x).all(1))[0])} are not finite')
+    if len(np.unique(y)) < 2 or np.bincount(y).min() < folds:
+        raise DataError(f'separability needs two classes of {folds} pictures or more, found {np.bincount(y).tolist()}')
+    whole, matched = [np.arange(len(y))], [] if stain is None else [g for s in np.unique(stain)
+        for g in [np.flatnonzero(np.asarray(stain) == s)] if np.unique(y[g]).size > 1
+        and np.unique(y[g], return_counts=True)[1].min() > 1]
     rng, out = np.random.default_rng(stream_seed(seed, 'permute')), {}
     def shuffled(groups):
         z = y.copy()
@@ -577,12 +672,18 @@ def separability(
     for name, groups in (('', whole), ('matched_', matched)):
         if not groups: continue
         space, colour = _Space(x, groups, folds, k, seed), None if rgb is None else _Space(rgb, groups, folds, k, seed)
-        out[name] = space.figures(y), np.array([space.figures(shuffled(groups)) for _ in range(permutations)]), None if colour is None else colour.figures(y)
+        out[name] = space.figures(y), np.array([space.figures(shuffled(groups))
+            for _ in range(permutations)]), None if colour is None else colour.figures(y)
     def facts(i):
         for name, (v, chance, colour) in out.items():
-            yield from ((f'{name}value', v[i]), (f'{name}permuted', (chance[:, i].mean(), chance[:, i].std())), (f'{name}p', (1 + (chance[:, i] >= v[i]).sum()) / (1 + permutations)), (f'{name}rgb', None if colour is None else colour[i]))
-    more = dict(n=len(y), d=x.shape[1], matched_n=sum(map(len, matched)) if stain is not None else None, clusters=len(matched) if stain is not None else None, k=k, folds=folds, permutations=permutations, seed=seed, version=__version__)
-    return Separability(Measured(r.pop('value'), **{'metric': m} | r | more | record) for i, m in enumerate(('silhouette', 'probe_auc', 'knn_purity')) for r in [dict(facts(i))])
+            yield from ((f'{name}value', v[i]), (f'{name}permuted', (chance[:, i].mean(), chance[:, i].std())),
+                (f'{name}p', (1 + (chance[:, i] >= v[i]).sum()) / (1 + permutations)),
+                (f'{name}rgb', None if colour is None else colour[i]))
+    more = dict(n=len(y), d=x.shape[1], matched_n=sum(map(len, matched)) if stain is not None else None,
+        clusters=len(matched) if stain is not None else None, k=k, folds=folds, permutations=permutations, seed=seed,
+        version=__version__)
+    return Separability(Measured(r.pop('value'), **{'metric': m} | r | more | record) for i,
+        m in enumerate(('silhouette', 'probe_auc', 'knn_purity')) for r in [dict(facts(i))])
 
 # %% ../nbs/16_metrics.ipynb #c030da11
 def set_statistics(
@@ -595,17 +696,21 @@ def set_statistics(
 )->Statistics:
     "Measure a set in one pass and constant memory. Raises `DataError`."
     s, (i, n) = picture_set(source), shard
-    if not 0 <= i < n or len(s) < 2 * n: raise DataError(f'shard {i}/{n} of {len(s)} pictures: expected 0 <= i < n, and two pictures or more in each')
-    ids, keep = np.array_split(np.arange(len(s)), n)[i], np.unique(np.linspace(0, len(s) - 1, min(sample, len(s))).round().astype(int))
+    if not 0 <= i < n or len(s) < 2 * n:
+        raise DataError(f'shard {i}/{n} of {len(s)} pictures: expected 0 <= i < n, and two pictures or more in each')
+    ids, keep = np.array_split(np.arange(len(s)), n)[i], np.unique(np.linspace(0, len(s) - 1,
+        min(sample, len(s))).round().astype(int))
     halves, kept, at = [None, None], [], 0
     for v in feature_batches(s, f, ids, batch):
         mine = ids[at:at + len(v)]
         at += len(v)
         kept.append(v[np.isin(mine, keep)])
         for h in (0, 1):
-            if (of := mine % 2 == h).any(): halves[h] = Moments.of(v[of]) if halves[h] is None else halves[h] + Moments.of(v[of])
+            if (of := mine % 2 == h).any():
+                halves[h] = Moments.of(v[of]) if halves[h] is None else halves[h] + Moments.of(v[of])
     counts = {} if s.labels is None else {c: int((s.labels == k).sum()) for k, c in enumerate(s.classes)}
-    about = s.about | _facts(f) | dict(spec=f.spec, classes=list(s.classes), counts=counts, total=len(s), shards=[[i, n]])
+    about = s.about | _facts(f) | dict(spec=f.spec, classes=list(s.classes), counts=counts, total=len(s),
+        shards=[[i, n]])
     return Statistics(halves[0] + halves[1], tuple(halves), np.concatenate(kept), about)
 
 def merge_statistics(
@@ -615,12 +720,16 @@ def merge_statistics(
     parts = sorted(parts, key=lambda p: p.about['shards'])
     rest = [{k: v for k, v in p.about.items() if k != 'shards'} for p in parts]
     odd = next((k for r in rest for k in r if r[k] != rest[0].get(k)), None)
-    if odd: raise DataError(f'shards of different things: {odd} is {rest[0].get(odd)} in one and {next(r[odd] for r in rest if r[odd] != rest[0].get(odd))} in another')
+    if odd:
+        raise DataError(f'shards of different things: {odd} is {rest[0].get(odd)} in one and '
+            f'{next(r[odd] for r in rest if r[odd] != rest[0].get(odd))} in another')
     shards = [tuple(s) for p in parts for s in p.about['shards']]
     n = shards[0][1]
-    if shards != [(i, n) for i in range(n)]: raise DataError(f"shards {', '.join(f'{i}/{m}' for i, m in shards)}: expected each of 0/{n} to {n - 1}/{n} once")
+    if shards != [(i, n) for i in range(n)]:
+        raise DataError(f"shards {', '.join(f'{i}/{m}' for i, m in shards)}: expected each of 0/{n} to {n - 1}/{n} once")
     halves = [functools.reduce(lambda a, b: a + b, [p.halves[h] for p in parts]) for h in (0, 1)]
-    return Statistics(halves[0] + halves[1], tuple(halves), np.concatenate([p.sample for p in parts]), rest[0] | dict(shards=[[0, 1]]))
+    return Statistics(halves[0] + halves[1], tuple(halves), np.concatenate([p.sample for p in parts]),
+        rest[0] | dict(shards=[[0, 1]]))
 
 def save_statistics(
     path,                    # *.safetensors; what it is of goes into *.json beside it as well
@@ -629,7 +738,8 @@ def save_statistics(
     "Write statistics of a set, atomically."
     path = Path(path)
     if path.suffix != '.safetensors': raise HxError(f'{path}: expected a file name that ends in .safetensors')
-    t = {f'{k}_{h}': torch.from_numpy(v) for h, m in enumerate(s.halves) for k, v in dict(mean=m.mean, scatter=m.scatter, rows=m.rows).items() if v is not None}
+    t = {f'{k}_{h}': torch.from_numpy(v) for h, m in enumerate(s.halves) for k,
+        v in dict(mean=m.mean, scatter=m.scatter, rows=m.rows).items() if v is not None}
     meta = dict(kind='feature statistics', format=1, n=[m.n for m in s.halves], about=_plain(s.about))
     save_tensors(path, t | {'sample': torch.from_numpy(s.sample)}, meta)
     write_json(path.with_suffix('.json'), meta | dict(version=__version__))
@@ -641,11 +751,19 @@ def load_statistics(
     path = Path(path)
     if path.suffix == '.pkl': return _foreign(load_inception_pickle(path))
     t, meta = load_tensors(path), load_meta(path)
-    if meta.get('kind') == 'inception statistics' and {'mean', 'cov'} <= t.keys(): return _foreign({k: t[k].double().numpy() for k in ('mean', 'cov')} | {k: meta.get(k) for k in ('size', 'path')})
-    if meta.get('kind') != 'feature statistics': raise CheckpointError(f'{path}: holds no statistics of features; make them with hx_inception')
-    if meta['format'] > 1: raise CheckpointError(f"{path}: format {meta['format']}, newer than this version reads; update histoxplaining")
-    halves = [Moments(n, t[f'mean_{h}'].numpy(), *(t[f'{k}_{h}'].numpy() if f'{k}_{h}' in t else None for k in ('scatter', 'rows'))) for h, n in enumerate(meta['n'])]
+    if meta.get('kind') == 'inception statistics' and {'mean', 'cov'} <= t.keys():
+        return _foreign({k: t[k].double().numpy() for k in ('mean', 'cov')} |
+            {k: meta.get(k) for k in ('size', 'path')})
+    if meta.get('kind') != 'feature statistics':
+        raise CheckpointError(f'{path}: holds no statistics of features; make them with hx_inception')
+    if meta['format'] > 1:
+        raise CheckpointError(f"{path}: format {meta['format']}, newer than this version reads; update histoxplaining")
+    halves = [Moments(n, t[f'mean_{h}'].numpy(), *(t[f'{k}_{h}'].numpy() if f'{k}_{h}' in t else None
+        for k in ('scatter', 'rows'))) for h, n in enumerate(meta['n'])]
     return Statistics(halves[0] + halves[1], tuple(halves), t['sample'].numpy(), meta['about'])
 
 def _foreign(s):
-    return Statistics(Moments(None, s['mean'], s['cov']), None, None, dict(name=Path(str(s['path'])).name, features='inception_foreign', history=f"{s['size']} px; statistics of another program: its count, range and resize are not known", spec=dict(kind='inception')))
+    return Statistics(Moments(None, s['mean'], s['cov']), None, None,
+        dict(name=Path(str(s['path'])).name, features='inception_foreign',
+        history=f"{s['size']} px; statistics of another program: its count, range and resize are not known",
+        spec=dict(kind='inception')))

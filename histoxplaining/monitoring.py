@@ -34,8 +34,11 @@ class Guard:
         if nimg > self.furthest + self.window: self.back = 0               # it had come through the last bad place
         self.furthest = max(self.furthest, nimg)
         if self.back >= self.rollbacks:
-            raise HxError(f"{', '.join(names)} not finite after {nimg} images: {len(self.skipped)} steps were left out within {self.window} images, and {self.back} returns to an earlier state, each with half the learning rate, did not help. "
-                          'The checkpoints are from before that. Look at the tiles around these images, the learning rates, and the classifier')
+            raise HxError(f"{', '.join(names)} not finite after {nimg} images: {len(self.skipped)} steps were left out "
+                f"within {self.window} images, and {self.back} returns to an earlier state, each with half the "
+                f"learning rate, did not help. "
+                          'The checkpoints are from before that. Look at the tiles around these images, the learning '
+                              'rates, and the classifier')
         self.back += 1
         self.skipped.clear()
         return 'rollback'
@@ -67,7 +70,8 @@ def probe_auc(
     shrinkage:float=.1,             # of the covariance towards its diagonal
 )->float:
     "How well a linear discriminant tells two samples apart on held-out halves: AUC, 0.5 if not at all (Fisher 1936)."
-    (a1, a2), (b1, b2) = ([v[p[:len(p) // 2]], v[p[len(p) // 2:]]] for v, p in ((v.double(), torch.randperm(len(v), generator=stream(seed, f'probe/{i}'))) for i, v in enumerate((a, b))))
+    (a1, a2), (b1, b2) = ([v[p[:len(p) // 2]], v[p[len(p) // 2:]]] for v,
+        p in ((v.double(), torch.randperm(len(v), generator=stream(seed, f'probe/{i}'))) for i, v in enumerate((a, b))))
     S = (torch.cov(a1.T) + torch.cov(b1.T)) / 2
     S = (1 - shrinkage) * S + shrinkage * torch.diag(S.diagonal() + 1e-9)
     line = torch.linalg.solve(S, a1.mean(0) - b1.mean(0))
@@ -76,11 +80,21 @@ def probe_auc(
 
 # %% ../nbs/19_monitoring.ipynb #227ea009
 ALARMS = (   # figure, alarm below, alarm above, in words
-    ('diversity',   .5,  None, 'pictures of class {c} are too much alike: their diversity is {v:.2f} of that of tiles. The generator is collapsing: more augmentation, a lower rate of the discriminator, or an earlier checkpoint'),
-    ('probe_auc',   None, .8,  'encoded and mapped codes are told apart with AUC {v:.2f}: edits learned on samples may not hold for tiles. A larger prior_weight or w_weight keeps them together'),
-    ('val_agree',   .6,  None, 'the classifier says the same of only {v:.0%} of the reconstructions: explanations would abstain often. It should grow once kl_weight is ramped in'),
-    ('proj_real',   None, .98, 'the projected discriminator calls every patch of tiles real (mean sign {v:.2f}) and learns no more from them: a lower p_lr'),
-    ('sign_real',   None, .98, 'the discriminator calls every tile real (mean sign {v:.2f}) and learns no more from them: more augmentation, or a larger r1_gamma'),
+    ('diversity',   .5,  None,
+        'pictures of class {c} are too much alike: their diversity is {v:.2f} of that of tiles. The generator is '
+        'collapsing: more augmentation, a lower rate of the discriminator, or an earlier checkpoint'),
+    ('probe_auc',   None, .8,
+        'encoded and mapped codes are told apart with AUC {v:.2f}: edits learned on samples may not hold for tiles. A '
+        'larger prior_weight or w_weight keeps them together'),
+    ('val_agree',   .6,  None,
+        'the classifier says the same of only {v:.0%} of the reconstructions: explanations would abstain often. It '
+        'should grow once kl_weight is ramped in'),
+    ('proj_real',   None, .98,
+        'the projected discriminator calls every patch of tiles real (mean sign {v:.2f}) and learns no more from them: '
+        'a lower p_lr'),
+    ('sign_real',   None, .98,
+        'the discriminator calls every tile real (mean sign {v:.2f}) and learns no more from them: more augmentation, '
+        'or a larger r1_gamma'),
 )
 
 def alarms(
@@ -91,5 +105,6 @@ def alarms(
     for k, v in row.items():
         name, _, c = k.partition('/')
         for n, lo, hi, words in ALARMS:
-            if n == name and isinstance(v, float) and not math.isnan(v) and (lo is not None and v < lo or hi is not None and v > hi): out.append(words.format(c=c, v=v))
+            if n == name and isinstance(v, float) and not math.isnan(v) and (lo is not None and v < lo or hi is not None
+                    and v > hi): out.append(words.format(c=c, v=v))
     return out

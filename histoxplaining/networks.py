@@ -15,7 +15,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from .files import HxError, stream
 from .images import resize_batch
 from .operators import bias_act, setup_filter, upsample2d
-from .layers import Conv2d, FullyConnected, MinibatchStd, RESAMPLE, in_full, in_reduced, modulated_conv2d, normalize_2nd_moment, precision
+from .layers import (Conv2d, FullyConnected, MinibatchStd, RESAMPLE, in_full, in_reduced,
+    modulated_conv2d, normalize_2nd_moment, precision)
 from .backbones import backbone
 
 # %% ../nbs/10_networks.ipynb #aaba36b7
@@ -56,7 +57,8 @@ class Mapping(nn.Module):
     def embedding(self, c, like):
         "Normalised embedding of the class vector; zero when there is none."
         if c is None: return torch.zeros(len(like), self.embed.weight.shape[0], device=like.device)
-        if c.ndim != 2 or c.shape[1] != self.c_dim: raise HxError(f'class vector of shape {list(c.shape)}, expected [N, {self.c_dim}]')
+        if c.ndim != 2 or c.shape[1] != self.c_dim:
+            raise HxError(f'class vector of shape {list(c.shape)}, expected [N, {self.c_dim}]')
         return normalize_2nd_moment(self.embed(c.float()))
 
     def layers(self, x):
@@ -65,10 +67,13 @@ class Mapping(nn.Module):
 
     @in_full
     def forward(self, z, c=None, truncation_psi=1.):
-        if not self.z_dim:                                                  # the discriminator's: blend of "no class" and the class
+        # the discriminator's: blend of "no class" and the class
+        if not self.z_dim:
             none = self.layers(torch.zeros(1, self.embed.weight.shape[0], device=self.cond_weight.device))
-            return none.expand(len(z), -1) if c is None else none.lerp(self.layers(self.embedding(c, z)), self.cond_weight)
-        if z.ndim != 2 or z.shape[1] != self.z_dim: raise HxError(f'z of shape {list(z.shape)}, expected [N, {self.z_dim}]')
+            return none.expand(len(z), -1) if c is None else none.lerp(self.layers(self.embedding(c, z)),
+                self.cond_weight)
+        if z.ndim != 2 or z.shape[1] != self.z_dim:
+            raise HxError(f'z of shape {list(z.shape)}, expected [N, {self.z_dim}]')
         x = normalize_2nd_moment(z.float())
         if self.c_dim: x = torch.cat([x, self.embedding(c, z) * self.cond_weight], dim=1)
         w = self.layers(x)
@@ -109,27 +114,33 @@ class ToRGB(nn.Module):
         self.gain = 1 / math.sqrt(in_channels)
 
     def forward(self, x, s):
-        return bias_act(modulated_conv2d(x, self.weight, s * self.gain, None, demodulate=False), self.bias, clamp=self.conv_clamp)
+        return bias_act(modulated_conv2d(x, self.weight, s * self.gain, None, demodulate=False), self.bias,
+            clamp=self.conv_clamp)
 
 class Block(nn.Module):
-    "One resolution of the skip generator: two convolutions (one at 4x4, on a learned constant of `in_channels`) and ToRGB."
+    """One resolution of the skip generator: two convolutions (one at 4x4, on a learned constant of `in_channels`)
+    and ToRGB."""
     def __init__(self, in_channels, out_channels, w_dim, resolution, conv_clamp=None):
         super().__init__()
         if resolution == 4: self.const = nn.Parameter(torch.randn(in_channels, 4, 4))
         else: self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=2, conv_clamp=conv_clamp)
-        self.conv1 = SynthesisLayer(in_channels if resolution == 4 else out_channels, out_channels, w_dim, resolution, conv_clamp=conv_clamp)
+        self.conv1 = SynthesisLayer(in_channels if resolution == 4 else out_channels, out_channels, w_dim, resolution,
+            conv_clamp=conv_clamp)
         self.torgb = ToRGB(out_channels, w_dim, conv_clamp)
 
 # %% ../nbs/10_networks.ipynb #4fc5ce6f
 class Synthesis(nn.Module):
     "w (or StyleSpace s, and a layout code) to pictures."
-    def __init__(self, size, w_dim=512, channel_base=16384, channel_max=512, conv_clamp=None, feat_channels=16, feat_res=8, const_channels=None, num_fp16_res=0):
+    def __init__(self, size, w_dim=512, channel_base=16384, channel_max=512, conv_clamp=None, feat_channels=16,
+            feat_res=8, const_channels=None, num_fp16_res=0):
         super().__init__()
         self.num_fp16_res = num_fp16_res
         self.size, self.w_dim, self.feat_channels, self.feat_res = size, w_dim, feat_channels, feat_res
         self.resolutions = _resolutions(size)
         ch = {r: channels(r, channel_base, channel_max) for r in self.resolutions}
-        for r in self.resolutions: setattr(self, f'b{r}', Block(const_channels or ch[4] if r == 4 else ch[r // 2], ch[r], w_dim, r, conv_clamp))
+        for r in self.resolutions:
+            setattr(self, f'b{r}', Block(const_channels or ch[4] if r == 4 else ch[r // 2], ch[r], w_dim, r,
+                conv_clamp))
         self.register_buffer('resample_filter', setup_filter(RESAMPLE), persistent=False)
         if feat_channels:
             self.layout = nn.Conv2d(feat_channels, ch[feat_res], 1, bias=False)
@@ -148,9 +159,11 @@ class Synthesis(nn.Module):
 
     @in_full
     def styles(self, w):
-        "w `[N, num_ws, w_dim]` to StyleSpace: dict layer -> `[N, channels]`, in the order of use. Names ending in 'torgb' are the ToRGB layers."
+        """w `[N, num_ws, w_dim]` to StyleSpace: dict layer -> `[N, channels]`, in the order of use. Names ending in
+        'torgb' are the ToRGB layers."""
         if w.ndim == 2: w = w[:, None].expand(-1, self.num_ws, -1)
-        if w.shape[1:] != (self.num_ws, self.w_dim): raise HxError(f'w of shape {list(w.shape)}, expected [N, {self.num_ws}, {self.w_dim}] or [N, {self.w_dim}]')
+        if w.shape[1:] != (self.num_ws, self.w_dim):
+            raise HxError(f'w of shape {list(w.shape)}, expected [N, {self.num_ws}, {self.w_dim}] or [N, {self.w_dim}]')
         return {name: self.get_submodule(name).affine(w[:, i]) for name, i in self.layers}
 
     @in_reduced
@@ -168,7 +181,8 @@ class Synthesis(nn.Module):
             if r == self.feat_res and feat is not None: x = x + self.layout(feat.to(x.dtype))
             rgb = block.torgb(x, s[f'b{r}.torgb']).float()
             img = rgb if img is None else upsample2d(img, self.resample_filter) + rgb
-            if r == res: break                                       # the skip generator's own picture at a lower resolution
+            # the skip generator's own picture at a lower resolution
+            if r == res: break
         return img
 
     def _noise(self, layer, name, x, mode, noise):
@@ -195,10 +209,13 @@ class Generator(nn.Module):
         num_fp16_res:int=0,         # how many of the finest resolutions run in float16 on a GPU
     ):
         super().__init__()
-        self.init = dict(size=size, c_dim=c_dim, z_dim=z_dim, w_dim=w_dim, channel_base=channel_base, channel_max=channel_max,
-                         map_layers=map_layers, conv_clamp=conv_clamp, feat_channels=feat_channels, feat_res=feat_res, const_channels=const_channels, num_fp16_res=num_fp16_res)
+        self.init = dict(size=size, c_dim=c_dim, z_dim=z_dim, w_dim=w_dim, channel_base=channel_base,
+            channel_max=channel_max,
+                         map_layers=map_layers, conv_clamp=conv_clamp, feat_channels=feat_channels, feat_res=feat_res,
+                             const_channels=const_channels, num_fp16_res=num_fp16_res)
         self.size, self.z_dim, self.c_dim, self.w_dim = size, z_dim, c_dim, w_dim
-        self.synthesis = Synthesis(size, w_dim, channel_base, channel_max, conv_clamp, feat_channels, feat_res, const_channels, num_fp16_res)
+        self.synthesis = Synthesis(size, w_dim, channel_base, channel_max, conv_clamp, feat_channels, feat_res,
+            const_channels, num_fp16_res)
         self.num_ws = self.synthesis.num_ws
         self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, map_layers)
 
@@ -217,7 +234,8 @@ class Generator(nn.Module):
 
 # %% ../nbs/10_networks.ipynb #3cac5272
 class ResBlock(nn.Module):
-    "Halve the resolution: two convolutions and a 1x1 skip, summed at unit variance. The first one also reads the picture, of `img_channels`."
+    """Halve the resolution: two convolutions and a 1x1 skip, summed at unit variance. The first one also reads the
+    picture, of `img_channels`."""
     def __init__(self, in_channels, out_channels, img_channels=0, conv_clamp=None):
         super().__init__()
         kw = dict(conv_clamp=conv_clamp)
@@ -228,7 +246,8 @@ class ResBlock(nn.Module):
         self.skip = Conv2d(in_channels, out_channels, 1, bias=False, down=2)
 
     def forward(self, x):
-        if self.first: x = precision(self.fromrgb(x), x.dtype == torch.float16)   # the picture's three channels do not say how wide the block is
+        # the picture's three channels do not say how wide the block is
+        if self.first: x = precision(self.fromrgb(x), x.dtype == torch.float16)
         return self.skip(x, gain=.5**.5) + self.conv1(self.conv0(x), gain=.5**.5)
 
 class Epilogue(nn.Module):
@@ -246,7 +265,8 @@ class Epilogue(nn.Module):
         return self.out(self.fc(x) if hasattr(self, 'fc') else x)
 
 class Discriminator(nn.Module):
-    "StyleGAN2-ADA's residual discriminator with class projection: `([N, 3, size, size], [N, c_dim] or None) -> logits [N, 1]`."
+    """StyleGAN2-ADA's residual discriminator with class projection: `([N, 3, size, size], [N, c_dim] or None) ->
+    logits [N, 1]`."""
     def __init__(self,
         size:int,                   # side of the picture
         c_dim:int=0,                # number of classes
@@ -258,21 +278,26 @@ class Discriminator(nn.Module):
         label_maps:bool=False,      # show it the class as one learned picture per class beside the tile, as files of the lineage do, in place of the projection
     ):
         super().__init__()
-        self.init = dict(size=size, c_dim=c_dim, channel_base=channel_base, channel_max=channel_max, map_layers=map_layers,
-                         mbstd_group=mbstd_group, conv_clamp=conv_clamp, num_fp16_res=num_fp16_res, label_maps=label_maps)
+        self.init = dict(size=size, c_dim=c_dim, channel_base=channel_base, channel_max=channel_max,
+            map_layers=map_layers,
+                         mbstd_group=mbstd_group, conv_clamp=conv_clamp, num_fp16_res=num_fp16_res,
+                             label_maps=label_maps)
         self.size, self.num_fp16_res = size, num_fp16_res
         self.c_dim, self.resolutions = c_dim, _resolutions(size)[:0:-1]
         ch = {r: channels(r, channel_base, channel_max) for r in _resolutions(size)}
-        if label_maps and c_dim: self.label_maps = nn.Parameter(torch.randn(2, 1, size, size))   # one for 'not this class', one for 'this class'
+        # one for 'not this class', one for 'this class'
+        if label_maps and c_dim: self.label_maps = nn.Parameter(torch.randn(2, 1, size, size))
         img_channels = 3 + (c_dim if label_maps else 0)
-        for r in self.resolutions: setattr(self, f'b{r}', ResBlock(ch[r], ch[r // 2], img_channels if r == size else 0, conv_clamp))
+        for r in self.resolutions:
+            setattr(self, f'b{r}', ResBlock(ch[r], ch[r // 2], img_channels if r == size else 0, conv_clamp))
         self.cmap_dim = ch[4] if c_dim and not label_maps else 0
         self.b4 = Epilogue(ch[4], self.cmap_dim or 1, mbstd_group, conv_clamp)
         if self.cmap_dim: self.mapping = Mapping(0, c_dim, self.cmap_dim, None, map_layers, track_average=False)
 
     def with_maps(self, img, c):
         "The picture and a map per class: `[N, 3 + c_dim, size, size]`."
-        if c is None or c.ndim != 2 or c.shape[1] != self.c_dim: raise HxError(f'class vector of shape {None if c is None else list(c.shape)}, expected [N, {self.c_dim}]')
+        if c is None or c.ndim != 2 or c.shape[1] != self.c_dim:
+            raise HxError(f'class vector of shape {None if c is None else list(c.shape)}, expected [N, {self.c_dim}]')
         c = c.to(img.dtype)[:, :, None, None]
         return torch.cat([img, (1 - c) * self.label_maps[0] + c * self.label_maps[1]], dim=1)
 
@@ -300,10 +325,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.size, self.num_fp16_res = size, num_fp16_res
         self.init = dict(size=size, num_ws=num_ws, w_dim=w_dim, channel_base=channel_base, channel_max=channel_max,
-                         feat_channels=feat_channels, feat_res=feat_res, conv_clamp=conv_clamp, num_fp16_res=num_fp16_res)
+                         feat_channels=feat_channels, feat_res=feat_res, conv_clamp=conv_clamp,
+                             num_fp16_res=num_fp16_res)
         self.num_ws, self.feat_res, self.resolutions = num_ws, feat_res, _resolutions(size)[:0:-1]
         ch = {r: channels(r, channel_base, channel_max) for r in _resolutions(size)}
-        for r in self.resolutions: setattr(self, f'b{r}', ResBlock(ch[r], ch[r // 2], 3 if r == size else 0, conv_clamp))
+        for r in self.resolutions:
+            setattr(self, f'b{r}', ResBlock(ch[r], ch[r // 2], 3 if r == size else 0, conv_clamp))
         self.b4 = Epilogue(ch[4], w_dim, mbstd_group=0, conv_clamp=conv_clamp, hidden=False)
         nn.init.normal_(self.b4.out.weight, std=4)     # codes of about the size that the mapping network's have
         if feat_channels: self.layout = Conv2d(ch[feat_res], feat_channels, 1)
@@ -336,7 +363,8 @@ class ProjectedHead(nn.Module):
     def forward(self, x, c=None):
         x = F.leaky_relu(self.conv1(F.leaky_relu(self.conv0(x), .2)), .2)
         y = self.out(x)[:, 0]
-        if c is not None and self.embed is not None: y = y + torch.einsum('nchw,nc->nhw', x, self.embed(c.float())) / math.sqrt(self.width)
+        if c is not None and self.embed is not None:
+            y = y + torch.einsum('nchw,nc->nhw', x, self.embed(c.float())) / math.sqrt(self.width)
         return y
 
 class ProjectedDiscriminator(nn.Module):
@@ -373,7 +401,8 @@ class ProjectedDiscriminator(nn.Module):
 
     @torch.no_grad()
     def iterate(self):
-        "One power iteration of every spectral norm. Judging does none, so that it does not matter in how many parts a batch is judged."
+        """One power iteration of every spectral norm. Judging does none, so that it does not matter in how many
+        parts a batch is judged."""
         for m in self._norms():
             m.train()(); m.eval()
 
@@ -383,7 +412,8 @@ class ProjectedDiscriminator(nn.Module):
 
     @in_reduced
     def features(self, img):
-        "Mixed features of four scales, fine to coarse, of unit size at each position: list of `[N, width, r, r]`. Differentiable in `img`."
+        """Mixed features of four scales, fine to coarse, of unit size at each position: list of `[N, width, r, r]`.
+        Differentiable in `img`."""
         feats = [ccm(f) for ccm, f in zip(self.ccm, self._stages(resize_batch(img, self.res)))]
         out = [self.csm[-1](feats[-1])]
         for f, csm in zip(feats[-2::-1], self.csm[-2::-1]):

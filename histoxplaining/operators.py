@@ -27,13 +27,17 @@ def setup_filter(
 )->torch.Tensor:
     "A FIR filter as float32 `[taps]` (used in both directions) or `[th, tw]`."
     f = torch.as_tensor(f, dtype=torch.float32)
-    if f.ndim not in (1, 2) or f.numel() == 0: raise ValueError(f'a filter has one or two dimensions, found shape {list(f.shape)}')
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f'a filter has one or two dimensions, found shape {list(f.shape)}')
     return f / f.sum() if normalize else f
 
 def _lengths(shape, taps, up, down, pad):
     "Height and width of the result. Raises ValueError when nothing would be left."
-    out = [(n * u + p0 + p1 - t) // d + 1 if n * u + p0 + p1 >= t else 0 for n, u, d, t, (p0, p1) in zip(shape, up[::-1], down[::-1], taps, (pad[2:], pad[:2]))]
-    if min(out) < 1: raise ValueError(f'upfirdn2d: {shape[0]}x{shape[1]}, up {up}, padding {pad} leave less than the filter of {taps[0]}x{taps[1]} taps')
+    out = [(n * u + p0 + p1 - t) // d + 1 if n * u + p0 + p1 >= t else 0 for n, u, d, t,
+        (p0, p1) in zip(shape, up[::-1], down[::-1], taps, (pad[2:], pad[:2]))]
+    if min(out) < 1:
+        raise ValueError(f'upfirdn2d: {shape[0]}x{shape[1]}, up {up}, padding {pad} leave less than the filter of '
+            f'{taps[0]}x{taps[1]} taps')
     return out
 
 # %% ../nbs/08_operators.ipynb #472d3c29
@@ -67,7 +71,8 @@ def _by_convolution(x, f, up, down, pad, flip):
 
 def upfirdn2d_reference(x, f, up, down, pad, flip, gain):
     "`upfirdn2d` in plain PyTorch; every argument in its full form."
-    if f.ndim == 1 and max(x.shape[2:]) <= MATRIX_MAX and x.device.type == 'cpu': y = _by_matrix(x, f, up, down, pad, flip)
+    if f.ndim == 1 and max(x.shape[2:]) <= MATRIX_MAX and x.device.type == 'cpu':
+        y = _by_matrix(x, f, up, down, pad, flip)
     else: y = _by_convolution(x, torch.outer(f, f) if f.ndim == 1 else f, up, down, pad, flip)
     return y if gain == 1 else y * gain
 
@@ -114,47 +119,58 @@ def _locked(path):
 def _flags(device):
     "Compiler flags of one device type."
     if device == 'cuda': return ['-O3']
-    simd = {'AVX2': ['-mavx2', '-mfma', '-mf16c'], 'AVX512': ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mfma', '-mf16c']}.get(torch.backends.cpu.get_cpu_capability(), [])
+    simd = {'AVX2': ['-mavx2', '-mfma', '-mf16c'], 'AVX512': ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl',
+        '-mfma', '-mf16c']}.get(torch.backends.cpu.get_cpu_capability(), [])
     return ['-O3', '-fno-math-errno', '-fno-trapping-math', *simd] + ([] if sys.platform == 'darwin' else ['-fopenmp'])
 
 def _toolkit():
     "The CUDA toolkit: the first usual place that has both compiler and headers. Raises RuntimeError."
     nvcc = shutil.which('nvcc')
-    places = [p for p in (os.environ.get('CUDA_HOME'), nvcc and Path(nvcc).resolve().parent.parent, '/usr/local/cuda') if p]
-    found = next((p for p in map(Path, places) if (p/'include'/'cuda_runtime.h').exists() and (p/'bin'/'nvcc').exists()), None)
-    if found is None: raise RuntimeError(f"no CUDA toolkit (nvcc and cuda_runtime.h) in {', '.join(map(str, places))}; set CUDA_HOME")
+    places = [p for p in (os.environ.get('CUDA_HOME'), nvcc and Path(nvcc).resolve().parent.parent, '/usr/local/cuda')
+        if p]
+    found = next((p for p in map(Path, places) if (p/'include'/'cuda_runtime.h').exists()
+        and (p/'bin'/'nvcc').exists()), None)
+    if found is None:
+        raise RuntimeError(f"no CUDA toolkit (nvcc and cuda_runtime.h) in {', '.join(map(str, places))}; set CUDA_HOME")
     return str(found)
 
 def _compile(device, src, into):
     "Build one library with ninja in a folder of its own and return its path. Raises RuntimeError."
-    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)  # it warns of a missing GPU even when none is asked for
+    # it warns of a missing GPU even when none is asked for
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
     from torch.utils import cpp_extension
     if device == 'cuda': cpp_extension.CUDA_HOME = _toolkit()
     for p in src.iterdir(): shutil.copy(p, into)
     path = os.environ.get('PATH', '')
     with contextlib.suppress(ImportError):
         import ninja
-        os.environ['PATH'] = f'{ninja.BIN_DIR}{os.pathsep}{path}'          # ninja of this environment, whether or not it is activated
+        # ninja of this environment, whether or not it is activated
+        os.environ['PATH'] = f'{ninja.BIN_DIR}{os.pathsep}{path}'
     try:
         kw = dict(extra_cuda_cflags=_flags(device)) if device == 'cuda' else dict(extra_cflags=_flags(device))
-        cpp_extension.load(f'hx_{device}', [str(p) for p in sorted(into.glob(f'*_{device}.c*'))], build_directory=str(into), is_python_module=False, **kw)
+        cpp_extension.load(f'hx_{device}', [str(p) for p in sorted(into.glob(f'*_{device}.c*'))],
+            build_directory=str(into), is_python_module=False, **kw)
     finally: os.environ['PATH'] = path
     return next(into.glob(f'hx_{device}*.so'))
 
 def _library(device):
-    "The compiled operators of one device type, from the cache or built now. Raises RuntimeError or OSError with the reason when there are none."
+    """The compiled operators of one device type, from the cache or built now. Raises RuntimeError or OSError with
+    the reason when there are none."""
     src = Path(sys.modules['histoxplaining'].__file__).parent/'csrc'
-    h = hashlib.sha256('\n'.join([torch.__version__, *_flags(device), *(p.read_text() for p in sorted(src.iterdir()))]).encode()).hexdigest()[:16]
+    h = hashlib.sha256('\n'.join([torch.__version__, *_flags(device),
+        *(p.read_text() for p in sorted(src.iterdir()))]).encode()).hexdigest()[:16]
     name, places = f'{device}-{h}.so', _caches()
     for folder in places:
         if (folder/name).exists() and folder.stat().st_uid in (0, os.getuid()): return ctypes.CDLL(str(folder/name))
     folder = next(filter(None, map(_folder, places)), None)
     if folder is None: raise RuntimeError(f'neither {places[0]} nor {places[1]} can be written')
-    if device == 'cpu' and not shutil.which(cxx := os.environ.get('CXX', 'c++')): raise RuntimeError(f'no C++ compiler ({cxx}) was found')
+    if device == 'cpu' and not shutil.which(cxx := os.environ.get('CXX', 'c++')):
+        raise RuntimeError(f'no C++ compiler ({cxx}) was found')
     with _locked(folder/f'.{name}.lock'):
         if not (folder/name).exists():
             _say(f'compiling the native operators for {device}, once')
-            with tempfile.TemporaryDirectory(dir=folder, prefix='.build-') as tmp: os.replace(_compile(device, src, Path(tmp)), folder/name)
+            with tempfile.TemporaryDirectory(dir=folder, prefix='.build-') as tmp:
+                os.replace(_compile(device, src, Path(tmp)), folder/name)
     return ctypes.CDLL(str(folder/name))
 
 _said = set()
@@ -168,7 +184,8 @@ def _native(device):
     "`(library or None, reason)` for a device type; built on the first call."
     if (choice := os.environ.get('HX_OPS', 'auto')) == 'reference': return None, 'HX_OPS=reference'
     if choice not in ('auto', 'native'): raise ValueError(f"HX_OPS={choice}: expected reference, native, or nothing")
-    if device not in ('cpu', 'cuda') or os.name != 'posix': return None, f'no native operators for {device} on {sys.platform}'
+    if device not in ('cpu', 'cuda') or os.name != 'posix':
+        return None, f'no native operators for {device} on {sys.platform}'
     try: lib = _library(device)
     except Exception as e:
         lines = [l for l in str(e).splitlines() if l.strip()] or [type(e).__name__]
@@ -178,7 +195,8 @@ def _native(device):
     i, q, d, p = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
     lib.hx_upfirdn2d.argtypes = [i, p, p, p, p, p, q, i, i, p]
     lib.hx_bias_act.argtypes = [i, i, i, i, p, p, p, p, p, q, q, q, i, d, d, d, p]
-    return lib, 'compiled for ' + (torch.backends.cpu.get_cpu_capability() if device == 'cpu' else 'CUDA ' + str(torch.version.cuda))
+    return lib, 'compiled for ' + (torch.backends.cpu.get_cpu_capability() if device == 'cpu'
+        else 'CUDA ' + str(torch.version.cuda))
 
 def backend(
     device:str='cpu',   # 'cpu' or 'cuda'
@@ -212,7 +230,8 @@ def _check(status, name):
     if status: raise RuntimeError(f'{name}: native code {status}; HX_OPS=reference avoids it')
 
 @lru_cache(maxsize=256)
-def _taps_cpu(taps, shape, flip, gain, dtype): return _taps(torch.tensor(taps, dtype=torch.float64).view(shape), flip, gain, dtype)
+def _taps_cpu(taps, shape, flip, gain, dtype):
+    return _taps(torch.tensor(taps, dtype=torch.float64).view(shape), flip, gain, dtype)
 
 def _taps(f, flip, gain, dtype):
     "The filter as the kernel applies it: `(fy, fx)`, or `(None, 2-D filter)`."
@@ -226,10 +245,13 @@ def _run_upfirdn2d(lib, x, f, up, down, pad, flip, gain, fast=True):
     taps = (f.shape[0], f.shape[-1])
     OH, OW = _lengths((H, W), taps, up, down, pad)
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
-    fy, fx = _taps_cpu(tuple(f.flatten().tolist()), tuple(f.shape), flip, gain, acc) if f.device.type == 'cpu' and x.device.type == 'cpu' else _taps(f.to(x.device), flip, gain, acc)
-    y = torch.empty((N, C, OH, OW), dtype=x.dtype, device=x.device, memory_format=torch.channels_last if last else torch.contiguous_format)
+    fy, fx = _taps_cpu(tuple(f.flatten().tolist()), tuple(f.shape), flip, gain,
+        acc) if f.device.type == 'cpu' and x.device.type == 'cpu' else _taps(f.to(x.device), flip, gain, acc)
+    y = torch.empty((N, C, OH, OW), dtype=x.dtype, device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format)
     axes = (ctypes.c_int * 12)(H, OH, taps[0], up[1], down[1], pad[2], W, OW, taps[1], up[0], down[0], pad[0])
-    _check(lib.hx_upfirdn2d(_DTYPES[x.dtype], x.data_ptr(), y.data_ptr(), _ptr(fy), _ptr(fx), axes, N if last else N * C, C if last else 1, fast, _stream(x)), 'upfirdn2d')
+    _check(lib.hx_upfirdn2d(_DTYPES[x.dtype], x.data_ptr(), y.data_ptr(), _ptr(fy), _ptr(fx), axes,
+        N if last else N * C, C if last else 1, fast, _stream(x)), 'upfirdn2d')
     return y
 
 def _run_bias_act(lib, order, from_y, x, b, dy, u, dim, act, alpha, gain, clamp):
@@ -240,7 +262,8 @@ def _run_bias_act(lib, order, from_y, x, b, dy, u, dim, act, alpha, gain, clamp)
     n = x.shape[1] if last else x.shape[-1] if cycle else math.prod(x.shape[dim + 1:])
     if not cycle and last: raise RuntimeError(f'bias_act: a bias along dimension {dim} of channels-last memory')
     out = torch.empty_like(x)
-    _check(lib.hx_bias_act(_DTYPES[x.dtype], list(ACTIVATIONS).index(act), order, from_y, x.data_ptr(), _ptr(b), _ptr(dy), _ptr(u), out.data_ptr(), x.numel() // n, n, 0 if b is None else len(b), cycle,
+    _check(lib.hx_bias_act(_DTYPES[x.dtype], list(ACTIVATIONS).index(act), order, from_y, x.data_ptr(), _ptr(b),
+        _ptr(dy), _ptr(u), out.data_ptr(), x.numel() // n, n, 0 if b is None else len(b), cycle,
                            alpha, gain, math.inf if clamp is None else clamp, _stream(x)), 'bias_act')
     return out
 
@@ -251,7 +274,8 @@ class _Upfirdn2d(torch.autograd.Function):
         lib = _native(x.device.type)[0]
         y = _run_upfirdn2d(lib, x, f, up, down, pad, flip, gain)
         (H, W), (OH, OW), (th, tw) = x.shape[2:], y.shape[2:], (f.shape[0], f.shape[-1])
-        ctx.args = (down, up, (tw - 1 - pad[0], W * up[0] - OW * down[0] + pad[0] - up[0] + 1, th - 1 - pad[2], H * up[1] - OH * down[1] + pad[2] - up[1] + 1), not flip, gain)
+        ctx.args = (down, up, (tw - 1 - pad[0], W * up[0] - OW * down[0] + pad[0] - up[0] + 1, th - 1 - pad[2],
+            H * up[1] - OH * down[1] + pad[2] - up[1] + 1), not flip, gain)
         ctx.f = f
         return y
 
@@ -262,7 +286,8 @@ class _BiasAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, b, dim, act, alpha, gain, clamp):
         y = _run_bias_act(_native(x.device.type)[0], 0, False, x, b, None, None, dim, act, alpha, gain, clamp)
-        ctx.args = (from_y := act in ('linear', 'relu', 'lrelu') and alpha >= 0 and gain > 0, dim, act, alpha, gain, clamp)
+        ctx.args = (from_y := act in ('linear', 'relu', 'lrelu') and alpha >= 0 and gain > 0, dim, act, alpha, gain,
+            clamp)
         ctx.save_for_backward(*((y, None) if from_y else (x, b)))
         ctx.bias = None if b is None else b.dtype
         return y
@@ -290,7 +315,9 @@ class _BiasActGrad(torch.autograd.Function):
         d_ref = _run_bias_act(lib, 2, False, ref, b, dy, u, *args)
         return d_dy, d_ref, _over(d_ref, args[0]) if ctx.needs_input_grad[2] else None, *[None] * 6
 
-def _over(x, dim): return x.sum([i for i in range(x.ndim) if i != dim], dtype=torch.promote_types(x.dtype, torch.float32)) if x.ndim > 1 else x
+def _over(x, dim):
+    return x.sum([i for i in range(x.ndim) if i != dim],
+        dtype=torch.promote_types(x.dtype, torch.float32)) if x.ndim > 1 else x
 
 # %% ../nbs/08_operators.ipynb #e42b13c8
 FORCE = os.environ.get('HX_OPS') == 'native'
@@ -307,7 +334,8 @@ def upfirdn2d(
     flip_filter:bool=False, # False: convolution; True: correlation
     gain:float=1,        # scales the result
 )->torch.Tensor:
-    "Pad, upsample, filter and downsample pictures: `scipy.signal.upfirdn` in both directions, with padding. Raises ValueError when nothing would be left."
+    """Pad, upsample, filter and downsample pictures: `scipy.signal.upfirdn` in both directions, with padding. Raises
+    ValueError when nothing would be left."""
     f = torch.ones(1) if f is None else f
     args = _pair(up), _pair(down), _padding(padding), flip_filter, gain
     _lengths(x.shape[2:], (f.shape[0], f.shape[-1]), *args[:3])
@@ -325,8 +353,10 @@ def bias_act(
     "`clamp(gain * act(x + b))`. Raises KeyError for an unknown activation, ValueError for a bias that does not fit."
     _, a, g = ACTIVATIONS[act]
     args = dim % x.ndim, act, a if alpha is None else alpha, g if gain is None else gain, clamp
-    if b is not None and b.shape != (x.shape[args[0]],): raise ValueError(f'bias_act: bias of shape {list(b.shape)} along dimension {args[0]} of {list(x.shape)}')
-    native = _use(x) is not None and x.ndim > 1 and (x.is_contiguous() or args[0] == 1) and (x.is_cuda or FORCE or _wins(x, *args[1:]))
+    if b is not None and b.shape != (x.shape[args[0]],):
+        raise ValueError(f'bias_act: bias of shape {list(b.shape)} along dimension {args[0]} of {list(x.shape)}')
+    native = _use(x) is not None and x.ndim > 1 and (x.is_contiguous() or args[0] == 1) and (x.is_cuda or FORCE
+        or _wins(x, *args[1:]))
     return _BiasAct.apply(x, b, *args) if native else bias_act_reference(x, b, *args)
 
 # %% ../nbs/08_operators.ipynb #f39927a6

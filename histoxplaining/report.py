@@ -26,7 +26,8 @@ def p_text(p:float)->str:
 
 def _time(s:float)->str: return '–' if not math.isfinite(s) else f'{s:.1f} s' if s >= 1 else f'{1000 * s:.0f} ms'
 def _size(s:float)->str: return f'{s:.2f} s.d.' if math.isfinite(s) else '–'
-def _signed(v:float)->str: return '–' if not math.isfinite(v) else '0.00' if abs(v) < .005 else f'{v:+.2f}'.replace('-', '−')
+def _signed(v:float)->str:
+    return '–' if not math.isfinite(v) else '0.00' if abs(v) < .005 else f'{v:+.2f}'.replace('-', '−')
 def _short(s:str, n:int)->str: return s if len(s) <= n else s[:n - 1] + '…'
 def class_colour(cf, name:str)->str:
     "The colour that stands for a class everywhere."
@@ -51,9 +52,12 @@ def overlay(
     blur:float=.01,        # standard deviation of the smoothing, as a share of the width; 0: none
     opacity:float=.9,     # of the full colour
 )->np.ndarray:
-    "The change over the grey picture, uint8 `[H, W, 3]`: orange = more stain, blue = less, grey = unchanged. Raises `HxError`."
+    """The change over the grey picture, uint8 `[H, W, 3]`: orange = more stain, blue = less, grey = unchanged.
+    Raises `HxError`."""
     h = np.asarray(heatmap, np.float32)
-    if h.shape != img.shape[:2] or not np.isfinite(h).all(): raise HxError(f'overlay: expected a finite map {list(img.shape[:2])}, found {list(h.shape)}, {(~np.isfinite(h)).sum()} values not finite')
+    if h.shape != img.shape[:2] or not np.isfinite(h).all():
+        raise HxError(f'overlay: expected a finite map {list(img.shape[:2])}, found {list(h.shape)}, '
+            f'{(~np.isfinite(h)).sum()} values not finite')
     limit = limit or colour_limit([h])
     if blur: h = _blur(h, blur * h.shape[1])
     t = np.clip(h / limit, -1, 1)[..., None]
@@ -77,7 +81,8 @@ def scale_bar(
     height:int=10,   # pixels
 )->np.ndarray:
     "The colour scale as a picture, from -limit to +limit, made by `overlay` itself on mid-grey."
-    return overlay(np.full((height, width, 3), 160, np.uint8), np.tile(np.linspace(-1, 1, width), (height, 1)), limit=1, blur=0)
+    return overlay(np.full((height, width, 3), 160, np.uint8), np.tile(np.linspace(-1, 1, width), (height, 1)), limit=1,
+        blur=0)
 
 # %% ../nbs/32_report.ipynb #ef6f46cb
 Panel = namedtuple('Panel', 'title p img generated why')  # a picture and its caption; where img is None, `why` says why
@@ -88,7 +93,8 @@ def panels(cf)->list:
     if cf.success: last = Panel('Counterfactual', cf.p, cf.counterfactual, True, '')
     elif len(cf.frames): last = Panel('Last edit tried', float(cf.frame_p[-1]), cf.frames[-1], True, '')
     else: last = Panel('No counterfactual', math.nan, None, False, cf.reason)
-    return [Panel('Original', p0, cf.original, False, f'No original: this tissue was generated from {cf.name}' if seed else ''),
+    return [Panel('Original', p0, cf.original, False,
+        f'No original: this tissue was generated from {cf.name}' if seed else ''),
             Panel('Generated' if seed else 'Reconstruction', cf.p_reconstruction, cf.reconstruction, True, ''), last]
 
 def caution(cf)->str:
@@ -122,15 +128,20 @@ def _picture(ax, panel:Panel, title:str):
     ax.set_xticks([]); ax.set_yticks([])
     ax.set_title(title, pad=3, fontsize=7)
     for s in ax.spines.values(): s.set(visible=panel.img is None, color='#9aa0aa', ls='--')
-    if panel.img is None: return ax.text(.5, .5, textwrap.fill(panel.why, 20), transform=ax.transAxes, ha='center', va='center', fontsize=6)
+    if panel.img is None:
+        return ax.text(.5, .5, textwrap.fill(panel.why, 20), transform=ax.transAxes, ha='center', va='center',
+            fontsize=6)
     ax.imshow(panel.img, interpolation='bicubic')
-    if panel.generated: ax.text(.025, .03, 'generated', transform=ax.transAxes, fontsize=5.5, va='bottom', bbox=dict(fc='w', ec='none', alpha=.85, pad=1.2))
+    if panel.generated:
+        ax.text(.025, .03, 'generated', transform=ax.transAxes, fontsize=5.5, va='bottom',
+            bbox=dict(fc='w', ec='none', alpha=.85, pad=1.2))
 
 def path_points(
     cf,          # an explanation
     n:int=65,    # points at least
 )->tuple:
-    "The curve of p(target): what was looked at, and between it straight in log-odds, as the search assumes. Sizes and probabilities."
+    """The curve of p(target): what was looked at, and between it straight in log-odds, as the search assumes. Sizes
+    and probabilities."""
     s, p = (np.asarray(v, np.float64) for v in (cf.steps, cf.p_path))
     s, p = s[np.isfinite(p)], p[np.isfinite(p)]
     if len(s) < 2: return s, p
@@ -160,7 +171,8 @@ def case_figure(
     cf,                     # an explanation, `Counterfactual`
     limit:float|None=None,  # scale of the change map in optical density; default: fitted to this case
 ):
-    "One explanation as a matplotlib `Figure`: original, reconstruction, counterfactual, change, and the curve of p(target)."
+    """One explanation as a matplotlib `Figure`: original, reconstruction, counterfactual, change, and the curve of
+    p(target)."""
     limit, side = limit or colour_limit([cf]), 1.42
     with style():
         fig = _canvas(8.4, 2.42)
@@ -169,10 +181,12 @@ def case_figure(
             _picture(_axes(fig, i * (side + .1), .57, side, side), panel, f'{panel.title}\n{second}')
         if cf.success:
             ax = _axes(fig, 3 * (side + .1), 2.04, side, .07); ax.set_axis_off(); ax.imshow(scale_bar(), aspect='auto')
-            ax.text(.5, -.5, f'−{limit:g}    optical density    +{limit:g}', transform=ax.transAxes, ha='center', va='top', fontsize=6)
+            ax.text(.5, -.5, f'−{limit:g}    optical density    +{limit:g}', transform=ax.transAxes, ha='center',
+                va='top', fontsize=6)
         _curve(_axes(fig, 6.42, .57, 1.36, side), cf)
         h, w = cf.reconstruction.shape[:2]
-        fig.text(_EDGE / 8.4, .98, f'{_short(cf.name, 40)}   {cf.source} → {cf.target}   {_short(_outcome(cf), 80)}', va='top', weight='bold')
+        fig.text(_EDGE / 8.4, .98, f'{_short(cf.name, 40)}   {cf.source} → {cf.target}   {_short(_outcome(cf), 80)}',
+            va='top', weight='bold')
         fig.text(_EDGE / 8.4, .13, f'{w} × {h} px, enlarged.  {caution(cf)}', va='top', fontsize=6.5)
     return fig
 
@@ -191,7 +205,8 @@ def _cases(cfs, who:str)->list:
     cfs = list(cfs)
     if not cfs: raise HxError(f'{who}: no cases; pass a list with at least one Counterfactual')
     for c in cfs:
-        if not hasattr(c, 'p_path'): raise HxError(f'{who}: expected a flat list of Counterfactual, found {type(c).__name__} in it')
+        if not hasattr(c, 'p_path'):
+            raise HxError(f'{who}: expected a flat list of Counterfactual, found {type(c).__name__} in it')
     return cfs
 
 def gallery(
@@ -199,7 +214,8 @@ def gallery(
     cols:int=8,             # cases side by side
     limit:float|None=None,  # scale of the change maps; default: `colour_limit` of all
 ):
-    "Many explanations as one matplotlib `Figure`: rows of originals, counterfactuals and changes. Raises `HxError` for an empty list."
+    """Many explanations as one matplotlib `Figure`: rows of originals, counterfactuals and changes. Raises `HxError`
+    for an empty list."""
     cfs = _cases(cfs, 'gallery')
     limit, cell = limit or colour_limit(cfs), 8.4 / max(cols, 1)
     blocks, side = math.ceil(len(cfs) / cols), cell - .06
@@ -210,10 +226,14 @@ def gallery(
             first, second, last = panels(cf)
             p = f'p {p_text(first.p if first.img is not None else second.p)} → {p_text(last.p)}'
             left, top, chars = i % cols * cell, i // cols * tall, int(15 * cell)
-            _picture(_axes(fig, left, top + .2, side, side), first if first.img is not None else second, _short(cf.source, chars))
-            _picture(_axes(fig, left, top + side + .55, side, side), last, f'{_short(cf.target, chars) if cf.success else "not flipped"}\n{p}')
+            _picture(_axes(fig, left, top + .2, side, side), first if first.img is not None else second,
+                _short(cf.source, chars))
+            _picture(_axes(fig, left, top + side + .55, side, side), last,
+                f'{_short(cf.target, chars) if cf.success else "not flipped"}\n{p}')
             _picture(_axes(fig, left, top + 2 * side + .6, side, side), _change(cf, limit), '')
-        fig.text(_EDGE / fig.get_figwidth(), .02, f'From the top: original, counterfactual, change (blue −{limit:g}, orange +{limit:g} optical density).  p: probability of the class asked for.', va='bottom', fontsize=6.5)
+        fig.text(_EDGE / fig.get_figwidth(), .02,
+            f'From the top: original, counterfactual, change (blue −{limit:g}, orange +{limit:g} optical density).  p: '
+            f'probability of the class asked for.', va='bottom', fontsize=6.5)
     return fig
 
 # %% ../nbs/32_report.ipynb #9c6fe417
@@ -232,7 +252,8 @@ def _map_uri(img:np.ndarray)->str:
     return _uri(b.getvalue(), 'jpeg')
 
 def change_maps(cf, limit:float|None=None)->list:
-    "Where each picture of the path differs from the picture before the edit, in colours of one scale: uint8 `[H, W, 3]` each."
+    """Where each picture of the path differs from the picture before the edit, in colours of one scale: uint8 `[H,
+    W, 3]` each."""
     start = _density(cf.before if hasattr(cf, 'before') else cf.reconstruction)
     pictures = [f for *_, f in _stops(cf)] or ([cf.counterfactual] if cf.success else [])
     maps = [_density(f) - start for f in pictures]
@@ -242,7 +263,8 @@ def change_maps(cf, limit:float|None=None)->list:
 def _density(img): return optical_density(from_uint8(np.asarray(img))).mean(0).numpy()
 
 def _stops(cf)->list:
-    "Where the slider stops: (edit size, p, picture) by size; the counterfactual takes the place of a frame of its own size."
+    """Where the slider stops: (edit size, p, picture) by size; the counterfactual takes the place of a frame of its
+    own size."""
     stops = [(float(s), float(p), f) for s, p, f in zip(cf.frame_steps, cf.frame_p, cf.frames)]
     if stops and cf.success:
         near = 1e-3 * abs(stops[-1][0] - stops[0][0])
@@ -269,16 +291,20 @@ def curve_svg(cf)->str:
     x, y = curve_scale(cf)
     sizes = [float(s) for s in cf.steps] or [0., 1.]
     colour = class_colour(cf, cf.target)
-    rules = ''.join(f'<line x1="{_L}" x2="{_W - _R}" y1="{y(p):.1f}" y2="{y(p):.1f}" class="{c}"/>' for p, c in ((0, 'axis'), (.5, 'half'), (cf.p_asked, 'asked')))
+    rules = ''.join(f'<line x1="{_L}" x2="{_W - _R}" y1="{y(p):.1f}" y2="{y(p):.1f}" class="{c}"/>' for p,
+        c in ((0, 'axis'), (.5, 'half'), (cf.p_asked, 'asked')))
     ys = ''.join(f'<text x="{_L - 6}" y="{y(p) + 4:.1f}" text-anchor="end">{p:g}</text>' for p in (0, .5, 1))
-    xs = ''.join(f'<text x="{x(s):.1f}" y="{_H - _B + 14}" text-anchor="middle">{s:g}</text>' for s in _nice(min(sizes), max(sizes)))
+    xs = ''.join(f'<text x="{x(s):.1f}" y="{_H - _B + 14}" text-anchor="middle">{s:g}</text>'
+        for s in _nice(min(sizes), max(sizes)))
     line = ' '.join(f'{x(float(s)):.1f},{y(float(p)):.1f}' for s, p in zip(*path_points(cf)))
     dots = ''.join(f'<circle cx="{x(s):.1f}" cy="{y(p):.1f}" r="4" fill="{colour}"/>' for s, p in _marks(cf))
     here = '<circle class="here" r="7"/>' if len(cf.frames) else ''
     said = f'Probability of {cf.target} over the size of the edit: {p_text(cf.p_reconstruction)} unedited; {_outcome(cf)}.'
     return (f'<svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(said)}">{rules}{ys}{xs}'
-            f'<text x="{_W - _R + 5}" y="{y(cf.p_asked) + 4:.1f}">asked {cf.p_asked:g}</text><text x="{(_L + _W - _R) / 2}" y="{_H - 3}" text-anchor="middle">size of the edit (s.d.)</text>'
-            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5" stroke-linejoin="round"/>{dots}{here}</svg>')
+            f'<text x="{_W - _R + 5}" y="{y(cf.p_asked) + 4:.1f}">asked {cf.p_asked:g}</text><text '
+                f'x="{(_L + _W - _R) / 2}" y="{_H - 3}" text-anchor="middle">size of the edit (s.d.)</text>'
+            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5" '
+                f'stroke-linejoin="round"/>{dots}{here}</svg>')
 
 # %% ../nbs/32_report.ipynb #9089cd84
 def _img(uri:str, alt:str, cls:str='')->str: return f'<img src="{uri}" alt="{escape(alt)}"{cls and f" class={cls}"}>'
@@ -286,23 +312,30 @@ def _img(uri:str, alt:str, cls:str='')->str: return f'<img src="{uri}" alt="{esc
 def _figure(panel:Panel, cf, over:str='')->str:
     "A panel as an HTML figure; `over` is a change map that lies on it until it is asked for."
     alt = f'{panel.title} of {cf.name}' + (', generated by a network' if panel.generated else '')
-    body = _img(_uri(png_bytes(panel.img)), alt, 'still') + over if panel.img is not None else f'<p class="none">{escape(panel.why)}</p>'
+    body = _img(_uri(png_bytes(panel.img)), alt,
+        'still') + over if panel.img is not None else f'<p class="none">{escape(panel.why)}</p>'
     mark = '<span class="mark">generated</span>' if panel.generated else ''
     p = '' if not math.isfinite(panel.p) else (f'<span class="p"><span>{escape(cf.target)}</span><b>{escape(p_text(panel.p))}</b></span>'
         f'<span class="bar"><i style="width:{100 * panel.p:.1f}%;background:{class_colour(cf, cf.target)}"></i></span>')
     return f'<figure><div class="pic">{body}{mark}</div><figcaption><span class="t">{escape(panel.title)}</span>{p}</figcaption></figure>'
 
 def _slider(cf, limit)->str:
-    "The slider and, as JSON, all that it swaps: pictures, maps, captions, positions on the curve. '' when there are no frames."
+    """The slider and, as JSON, all that it swaps: pictures, maps, captions, positions on the curve. '' when there
+    are no frames."""
     stops = _stops(cf)
     if not stops: return ''
     x, y = curve_scale(cf)
     is_cf = [f is cf.counterfactual for _, _, f in stops]
     at = is_cf.index(True) if cf.success else len(stops) - 1
-    data = dict(src=[_uri(png_bytes(f)) if own else _frame_uri(f) for own, (_, _, f) in zip(is_cf, stops)], size=[_size(s) for s, _, _ in stops],
-                title=[panels(cf)[2].title if i == at else f'Edited by {_size(s)}' for i, (s, _, _) in enumerate(stops)], p=[p_text(p) for _, p, _ in stops],
-                bar=[round(100 * p, 1) for _, p, _ in stops], map=[_map_uri(m) for m in change_maps(cf, limit)] if cf.success else [], x=[round(x(s), 1) for s, _, _ in stops], y=[round(y(p), 1) for _, p, _ in stops])
-    return (f'<label class="slide">Size of the edit<input type="range" min="0" max="{len(stops) - 1}" step="1" value="{at}"><output>{_size(stops[at][0])}</output></label>'
+    data = dict(src=[_uri(png_bytes(f)) if own else _frame_uri(f) for own, (_, _, f) in zip(is_cf, stops)],
+        size=[_size(s) for s, _, _ in stops],
+                title=[panels(cf)[2].title if i == at else f'Edited by {_size(s)}' for i,
+                    (s, _, _) in enumerate(stops)], p=[p_text(p) for _, p, _ in stops],
+                bar=[round(100 * p, 1) for _, p, _ in stops],
+                    map=[_map_uri(m) for m in change_maps(cf, limit)] if cf.success else [],
+                    x=[round(x(s), 1) for s, _, _ in stops], y=[round(y(p), 1) for _, p, _ in stops])
+    return (f'<label class="slide">Size of the edit<input type="range" min="0" max="{len(stops) - 1}" step="1" '
+        f'value="{at}"><output>{_size(stops[at][0])}</output></label>'
             f'<script type="application/json">{json.dumps(data)}</script>')
 
 def _facts(cf)->dict:
@@ -310,7 +343,8 @@ def _facts(cf)->dict:
     h, w = cf.reconstruction.shape[:2]
     shift = {k: _signed(cf.stain_shift.get(k, math.nan)) for k in 'HE'}
     return {'size at p = 0.5': _size(cf.p_half), 'haematoxylin (OD)': shift['H'], 'eosin (OD)': shift['E'],
-            'area changed': f'{cf.area:.0%}' if math.isfinite(cf.area) else '–', 'tile': f'{w} × {h} px', 'time': _time(cf.seconds)}
+            'area changed': f'{cf.area:.0%}' if math.isfinite(cf.area) else '–', 'tile': f'{w} × {h} px',
+                'time': _time(cf.seconds)}
 
 def class_mark(cf, name:str)->str:
     "A class's name behind its colour, as HTML."
@@ -328,23 +362,33 @@ def _beside(cf, others, near)->str:
 def _card(cf, number:int, limit:float, others=(), near=())->str:
     "One explanation as an HTML article."
     first, second, last = panels(cf)
-    change = (f'<figure class="change"><div class="pic">{_img(_uri(png_bytes(change_maps(cf, limit)[-1])), f"Change from the reconstruction to the counterfactual of {cf.name}", "map")}</div>'
-              f'<figcaption><span class="t">Change</span><span class="key">{_img(_uri(png_bytes(scale_bar())), "from less stain, blue, to more stain, orange")}</span></figcaption></figure>') if cf.success else ''
+    change = (f'<figure class="change"><div '
+        f'class="pic">{_img(_uri(png_bytes(change_maps(cf, limit)[-1])), f"Change from the reconstruction to the counterfactual of {cf.name}", "map")}</div>'
+              f'<figcaption><span class="t">Change</span><span '
+                  f'class="key">{_img(_uri(png_bytes(scale_bar())), "from less stain, blue, to more stain, orange")}</span></figcaption></figure>') if cf.success else ''
     compare = ('<div class="compare"><button type="button" title="hold to see the reconstruction">Blink</button>'
-               '<label>Divider<input type="range" min="0" max="100" value="0" aria-label="share of the picture that shows the reconstruction"></label></div>') if cf.success else ''
+               '<label>Divider<input type="range" min="0" max="100" value="0" aria-label="share of the picture that '
+                   'shows the reconstruction"></label></div>') if cf.success else ''
     facts = ''.join(f'<div><dt>{k}</dt><dd>{escape(v)}</dd></div>' for k, v in _facts(cf).items() if v != '–')
     warn = f'<p class="warn">{escape(caution(cf))}</p>' if caution(cf) else ''
-    return (f'<article class="case{"" if cf.success else " failed"}" id="case{number}" data-from="{escape(cf.source)}" data-size="{cf.step if cf.success else -1:.4g}" data-p="{_finite(cf.p_original)}"><header><h3><span class="n">{number}</span> {escape(cf.name)}</h3>'
-            f'<p>{class_mark(cf, cf.source)}<span class="to">→</span>{class_mark(cf, cf.target)}</p><p class="outcome">{escape(_outcome(cf)[:1].upper() + _outcome(cf)[1:])}</p></header>{warn}'
-            f'<div class="body"><div class="pics">{_figure(first, cf)}{_figure(second, cf)}{_figure(last, cf)}{change}</div>'
-            f'<div class="side"><p class="ylab">p({escape(cf.target)})</p>{curve_svg(cf)}{_slider(cf, limit)}{compare}</div></div>{_beside(cf, others, near)}<dl>{facts}</dl></article>')
+    return (f'<article class="case{"" if cf.success else " failed"}" id="case{number}" data-from="{escape(cf.source)}" '
+        f'data-size="{cf.step if cf.success else -1:.4g}" data-p="{_finite(cf.p_original)}"><header><h3><span '
+        f'class="n">{number}</span> {escape(cf.name)}</h3>'
+            f'<p>{class_mark(cf, cf.source)}<span class="to">→</span>{class_mark(cf, cf.target)}</p><p '
+                f'class="outcome">{escape(_outcome(cf)[:1].upper() + _outcome(cf)[1:])}</p></header>{warn}'
+            f'<div class="body"><div '
+                f'class="pics">{_figure(first, cf)}{_figure(second, cf)}{_figure(last, cf)}{change}</div>'
+            f'<div class="side"><p '
+                f'class="ylab">p({escape(cf.target)})</p>{curve_svg(cf)}{_slider(cf, limit)}{compare}</div></div>{_beside(cf, others, near)}<dl>{facts}</dl></article>')
 
 # %% ../nbs/32_report.ipynb #f713842f
 def _tools(cards)->str:
     "Filter and order of the cases."
     pick = ''.join(f'<option value="{escape(c)}">from {escape(c)}</option>' for c in sorted({c.source for c in cards}))
-    return ('<div class="tools"><label>Show<select class="which"><option value="">all</option><option value="+">turned</option><option value="-">not turned</option>' + pick + '</select></label>'
-            '<label>Order<select class="order"><option value="">as given</option><option value="size">size of the edit</option><option value="p">p of the original</option></select></label><output></output></div>') if len(cards) > 3 else ''
+    return ('<div class="tools"><label>Show<select class="which"><option value="">all</option><option '
+        'value="+">turned</option><option value="-">not turned</option>' + pick + '</select></label>'
+            '<label>Order<select class="order"><option value="">as given</option><option value="size">size of the '
+                'edit</option><option value="p">p of the original</option></select></label><output></output></div>') if len(cards) > 3 else ''
 
 def _question(cfs)->str:
     targets = sorted({c.target for c in cfs})
@@ -358,10 +402,14 @@ def _numbers(cfs)->str:
     "The overview: counts, medians, and why cases were given up."
     ok = [c for c in cfs if c.success]
     stain = [abs(v) for c in ok for v in c.stain_shift.values()]
-    big = {'cases': f'{len(cfs)}', 'flipped': f'{len(ok)} of {len(cfs)}', 'median size of the edit': _size(_median(c.step for c in ok)), 'median shift of a stain': ('< 0.01 OD' if _median(stain) < .01 else f'{_median(stain):.2f} OD') if ok else '–',
-           'median area changed': f'{_median(c.area for c in ok):.0%}' if ok else '–', 'median time per case': _time(_median(c.seconds for c in cfs))}
+    big = {'cases': f'{len(cfs)}', 'flipped': f'{len(ok)} of {len(cfs)}',
+        'median size of the edit': _size(_median(c.step for c in ok)),
+        'median shift of a stain': ('< 0.01 OD' if _median(stain) < .01 else f'{_median(stain):.2f} OD') if ok else '–',
+           'median area changed': f'{_median(c.area for c in ok):.0%}' if ok else '–',
+               'median time per case': _time(_median(c.seconds for c in cfs))}
     tiles = ''.join(f'<div><dd>{v}</dd><dt>{k}</dt></div>' for k, v in big.items())
-    why = ''.join(f'<li>{n} × {escape(r)}</li>' for r, n in Counter(c.reason.split(' (')[0] or 'no reason given' for c in cfs if not c.success).most_common())
+    why = ''.join(f'<li>{n} × {escape(r)}</li>' for r,
+        n in Counter(c.reason.split(' (')[0] or 'no reason given' for c in cfs if not c.success).most_common())
     return f'<dl class="big">{tiles}</dl>' + (f'<p>Abstained:</p><ul>{why}</ul>' if why else '')
 
 def _table(rows, head=())->str:
@@ -372,7 +420,8 @@ def _table(rows, head=())->str:
 
 def _all_numbers(cfs)->str:
     head = ['', 'name', 'from', 'to', 'p original', 'p reconstruction', 'p', 'size of the edit', *_facts(cfs[0])]
-    rows = [[i, c.name, c.source, c.target, *(p_text(p.p) for p in panels(c)[:2]), p_text(c.p), _size(c.step), *_facts(c).values()] for i, c in enumerate(cfs, 1)]
+    rows = [[i, c.name, c.source, c.target, *(p_text(p.p) for p in panels(c)[:2]), p_text(c.p), _size(c.step),
+        *_facts(c).values()] for i, c in enumerate(cfs, 1)]
     return _table(rows, head)
 
 # %% ../nbs/32_report.ipynb #6644bf2f
@@ -525,9 +574,14 @@ def write_report(
     cards = cfs if cards is None else _cases(cards, 'write_report')
     limit = colour_limit(cards)
     paragraphs = ''.join(f'<p class="note">{escape(t.strip())}</p>' for t in notes.split('\n\n') if t.strip())
-    page = _PAGE.substitute(title=escape(title), question=escape(_question(cfs)), css=_CSS, js=_JS, hash=base64.b64encode(hashlib.sha256(_JS.encode()).digest()).decode(),
-        numbers=_numbers(cfs), summary=f'<h2>Model and data</h2><div class="summary">{_table(summary.items())}</div>' if summary else '',
-        notes=f'<h2>Notes</h2>{paragraphs}' if paragraphs else '', limit=f'{limit:g}', clear=f'{CLEAR * limit:g}', bar=_img(_uri(png_bytes(scale_bar())), 'colour scale from blue over grey to orange'),
-        cards=''.join(_card(c, i, limit, o, t) for i, (c, o, t) in enumerate(zip(cards, others or [()] * len(cards), near or [()] * len(cards)), 1)), tools=_tools(cards), table=_all_numbers(cfs))
+    page = _PAGE.substitute(title=escape(title), question=escape(_question(cfs)), css=_CSS, js=_JS,
+        hash=base64.b64encode(hashlib.sha256(_JS.encode()).digest()).decode(),
+        numbers=_numbers(cfs), summary=f'<h2>Model and data</h2><div class="summary">{_table(summary.items())}</div>'
+            if summary else '',
+        notes=f'<h2>Notes</h2>{paragraphs}' if paragraphs else '', limit=f'{limit:g}', clear=f'{CLEAR * limit:g}',
+            bar=_img(_uri(png_bytes(scale_bar())), 'colour scale from blue over grey to orange'),
+        cards=''.join(_card(c, i, limit, o, t) for i,
+            (c, o, t) in enumerate(zip(cards, others or [()] * len(cards), near or [()] * len(cards)), 1)),
+            tools=_tools(cards), table=_all_numbers(cfs))
     with atomic_write(path, 'w') as f: f.write(page)
     return Path(path)

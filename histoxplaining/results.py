@@ -12,7 +12,8 @@ from .files import DataError, atomic_write, read_json, write_json
 from .slides import place_of
 
 # %% ../nbs/33_results.ipynb #f746fcda
-NUMBERS = ('p_asked', 'p_original', 'p_reconstruction', 'p', 'p_views', 'p_half', 'step', 'area', 'distance', 'limit', 'ghosting', 'seconds')
+NUMBERS = ('p_asked', 'p_original', 'p_reconstruction', 'p', 'p_views', 'p_half', 'step', 'area', 'distance', 'limit',
+    'ghosting', 'seconds')
 WORDS = ('name', 'source', 'target', 'method', 'space', 'along')
 FIELDS = (*WORDS[:3], 'success', 'code', 'reason', *WORDS[3:], *NUMBERS, 'shift_h', 'shift_e', 'refined', 'carried')
 
@@ -21,13 +22,15 @@ def record(
 )->dict:
     "Everything a result says but its pictures: plain values, None where there is none."
     row = {k: str(getattr(cf, k)) for k in WORDS} | {k: float(getattr(cf, k)) for k in NUMBERS}
-    row |= dict(success=bool(cf.success), code=getattr(cf.reason, 'code', ''), reason=str(cf.reason), refined=bool(cf.refined), carried=bool(cf.carried),
+    row |= dict(success=bool(cf.success), code=getattr(cf.reason, 'code', ''), reason=str(cf.reason),
+        refined=bool(cf.refined), carried=bool(cf.carried),
                 shift_h=float(cf.stain_shift.get('H', math.nan)), shift_e=float(cf.stain_shift.get('E', math.nan)))
     return {k: None if isinstance(row[k], float) and not math.isfinite(row[k]) else row[k] for k in FIELDS}
 
 # %% ../nbs/33_results.ipynb #def5365b
 class Table:
-    "A CSV of results that grows; opened again with the same settings it goes on. Raises `DataError` for other settings, or where it cannot be written."
+    """A CSV of results that grows; opened again with the same settings it goes on. Raises `DataError` for other
+    settings, or where it cannot be written."""
     def __init__(self,
         path,            # *.csv
         settings:dict,   # everything that the results depend on
@@ -36,7 +39,8 @@ class Table:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.about.exists() and self.path.exists(): self._continue(settings)
-            elif self.path.exists(): raise DataError(f'{path}: exists, and is not a table that this command wrote; choose another name')
+            elif self.path.exists():
+                raise DataError(f'{path}: exists, and is not a table that this command wrote; choose another name')
             else:
                 write_json(self.about, settings)
                 with atomic_write(self.path, 'w') as f: f.write(','.join(FIELDS) + '\n')
@@ -46,7 +50,9 @@ class Table:
     def _continue(self, settings):
         old, new = read_json(self.about), json.loads(json.dumps(settings))
         other = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-        if other: raise DataError(f"{self.path}: was made with {other[0]} = {old.get(other[0])}, this run has {new.get(other[0])}; choose another name, or the same settings to go on")
+        if other:
+            raise DataError(f"{self.path}: was made with {other[0]} = {old.get(other[0])}, this run has "
+                f"{new.get(other[0])}; choose another name, or the same settings to go on")
         data = self.path.read_bytes()
         whole = data[:data.rfind(b'\n') + 1]
         if whole != data:
@@ -67,7 +73,9 @@ class Table:
         try:
             with open(self.path, 'ab') as f:
                 f.write(b.getvalue().encode('utf-8', 'backslashreplace')); f.flush(); os.fsync(f.fileno())
-        except OSError as e: raise DataError(f'{self.path}: cannot be written ({e.strerror}); the rows before are complete, and the same command goes on from there') from None
+        except OSError as e:
+            raise DataError(f'{self.path}: cannot be written ({e.strerror}); the rows before are complete, and the '
+                f'same command goes on from there') from None
 
 def _plain(row):
     "Values of a CSV row as what they were."
@@ -85,9 +93,12 @@ def feature(
     if at is None: return None
     slide, x, y, side = at
     ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
-    numbers = {k: row[k] for k in ('p_original', 'p_reconstruction', 'p', 'p_half', 'step', 'area', 'shift_h', 'shift_e') if row.get(k) is not None}
-    return dict(type='Feature', geometry=dict(type='Polygon', coordinates=[ring]), properties=dict(objectType='tile', name=f"{row['source']} to {row['target']}",
-        classification=dict(name=row['source']), measurements=numbers | {'turned': float(row['success'])}, metadata=dict(slide=slide, target=row['target'], method=row['method'], reason=row['reason'])))
+    numbers = {k: row[k] for k in ('p_original', 'p_reconstruction', 'p', 'p_half', 'step', 'area', 'shift_h',
+        'shift_e') if row.get(k) is not None}
+    return dict(type='Feature', geometry=dict(type='Polygon', coordinates=[ring]),
+        properties=dict(objectType='tile', name=f"{row['source']} to {row['target']}",
+        classification=dict(name=row['source']), measurements=numbers | {'turned': float(row['success'])},
+            metadata=dict(slide=slide, target=row['target'], method=row['method'], reason=row['reason'])))
 
 def write_geojson(
     path,            # *.geojson
@@ -95,5 +106,7 @@ def write_geojson(
 ):
     "Explained tiles as QuPath imports them. Raises `DataError` where no tile says where it lies."
     features = [f for f in map(feature, rows) if f]
-    if not features: raise DataError(f'{path}: none of these tiles says where on a slide it lies; make the store from whole slides (hx_tiles SLIDE STORE)')
+    if not features:
+        raise DataError(f'{path}: none of these tiles says where on a slide it lies; make the store from whole slides '
+            f'(hx_tiles SLIDE STORE)')
     with atomic_write(path, 'w') as f: json.dump(dict(type='FeatureCollection', features=features), f, indent=1)

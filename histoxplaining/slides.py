@@ -13,18 +13,23 @@ import numpy as np
 from PIL import Image, ImageDraw
 from .files import DataError
 from .images import from_uint8, optical_density, png_bytes
-from .sources import GLASS, UNSCANNED, Item, Source, checked_source, column_kind, table_delimiter, file_stamp, decoded_text, hidden, merge_map
+from .sources import (GLASS, UNSCANNED, Item, Source, checked_source, column_kind, table_delimiter,
+    file_stamp, decoded_text, hidden, merge_map)
 
 # %% ../nbs/04_slides.ipynb #25bf488b
-SLIDES = ('.svs', '.ndpi', '.mrxs', '.scn', '.vms', '.vmu', '.bif', '.tif', '.tiff', '.svslide', '.dcm', '.czi')   # what a folder of slides is searched for
+# what a folder of slides is searched for
+SLIDES = ('.svs', '.ndpi', '.mrxs', '.scn', '.vms', '.vmu', '.bif', '.tif', '.tiff', '.svslide', '.dcm', '.czi')
 OVERVIEW = 8.   # micrometres per pixel of the overview that tissue is looked for in
 
 def _openslide(path):
     try: import openslide
-    except ImportError: raise DataError(f"{path}: whole slides are read by OpenSlide: pip install 'histoxplaining[slides]'") from None
+    except ImportError:
+        raise DataError(f"{path}: whole slides are read by OpenSlide: pip install 'histoxplaining[slides]'") from None
     if not Path(path).is_file(): raise DataError(f'{path}: no such slide')
     try: return openslide.OpenSlide(str(path))
-    except openslide.OpenSlideUnsupportedFormatError: raise DataError(f'{path}: not a format that OpenSlide reads; convert it to a pyramidal TIFF (libvips: vips tiffsave --tile --pyramid)') from None
+    except openslide.OpenSlideUnsupportedFormatError:
+        raise DataError(f'{path}: not a format that OpenSlide reads; convert it to a pyramidal TIFF (libvips: vips '
+            f'tiffsave --tile --pyramid)') from None
     except openslide.OpenSlideError as e: raise DataError(f'{path}: damaged, or not a slide ({e})') from None
 
 class Slide:
@@ -36,7 +41,9 @@ class Slide:
         self.path, self.file = Path(path), _openslide(path)
         self.width, self.height = self.file.dimensions
         self.mpp = mpp or self._said()
-        if not self.mpp: raise DataError(f'{path}: does not say how large its pixels are; pass slide_mpp= (--slide_mpp), micrometres per pixel of its finest level')
+        if not self.mpp:
+            raise DataError(f'{path}: does not say how large its pixels are; pass slide_mpp= (--slide_mpp), '
+                f'micrometres per pixel of its finest level')
 
     def _said(self):
         "Micrometres per pixel as the file says it, or by its TIFF resolution."
@@ -46,14 +53,16 @@ class Slide:
         try: return {'centimeter': 1e4, 'inch': 25400.}[p['tiff.ResolutionUnit'].lower()] / float(p['tiff.XResolution'])
         except (KeyError, ValueError, ZeroDivisionError): return None
 
-    def __repr__(self): return f'Slide({self.path.name}: {self.width} x {self.height} px of {self.mpp:g} um, {self.file.level_count} levels)'
+    def __repr__(self):
+        return f'Slide({self.path.name}: {self.width} x {self.height} px of {self.mpp:g} um, {self.file.level_count} levels)'
 
     def region(self,
         x:int, y:int,     # upper left corner, in pixels of the finest level
         side:float,       # of the square, in pixels of the finest level
         size:int,         # side of the picture wanted
     )->np.ndarray:
-        "A square of the slide as uint8 `[size, size, 3]`, read from the level that serves; beyond its edge it is white."
+        """A square of the slide as uint8 `[size, size, 3]`, read from the level that serves; beyond its edge it is
+        white."""
         level = self.file.get_best_level_for_downsample(max(side / size * 1.01, 1))
         n = max(1, round(side / self.file.level_downsamples[level]))
         rgba = self.file.read_region((int(x), int(y)), level, (n, n))
@@ -82,7 +91,8 @@ def tissue_mask(
 def read_annotations(
     path,             # GeoJSON, as QuPath writes it
 )->list:
-    "Classes and outlines: `[(class, [[ring, ...], ...]), ...]`, coordinates in pixels of the finest level. Raises `DataError`."
+    """Classes and outlines: `[(class, [[ring, ...], ...]), ...]`, coordinates in pixels of the finest level. Raises
+    `DataError`."""
     try: data = json.loads(Path(path).read_bytes())
     except OSError as e: raise DataError(f'{path}: {e.strerror}') from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise DataError(f'{path}: not GeoJSON ({e})') from None
@@ -90,12 +100,18 @@ def read_annotations(
     out = []
     for k, f in enumerate(features if isinstance(features, list) else []):
         geometry, properties = (f.get(n) or {} for n in ('geometry', 'properties')) if isinstance(f, dict) else ({}, {})
-        label = (properties.get('classification') or {}).get('name') or properties.get('label') or properties.get('class')
+        label = (properties.get('classification')
+            or {}).get('name') or properties.get('label') or properties.get('class')
         kind, at = geometry.get('type'), geometry.get('coordinates')
         if kind not in ('Polygon', 'MultiPolygon') or not label: continue
-        try: out.append((str(label), [[np.asarray(r, float)[:, :2] for r in poly] for poly in (at if kind == 'MultiPolygon' else [at])]))
-        except (ValueError, IndexError, TypeError): raise DataError(f'{path}: the outline of annotation {k} ({label}) is not a list of points') from None
-    if not out: raise DataError(f'{path}: holds no polygon with a class; give the annotations a class in QuPath and export them as GeoJSON')
+        try:
+            out.append((str(label), [[np.asarray(r, float)[:, :2] for r in poly]
+                for poly in (at if kind == 'MultiPolygon' else [at])]))
+        except (ValueError, IndexError, TypeError):
+            raise DataError(f'{path}: the outline of annotation {k} ({label}) is not a list of points') from None
+    if not out:
+        raise DataError(f'{path}: holds no polygon with a class; give the annotations a class in QuPath and export '
+            f'them as GeoJSON')
     return out
 
 def class_mask(
@@ -111,7 +127,8 @@ def class_mask(
         for rings in polygons:
             im = Image.new('1', shape[::-1])
             draw = ImageDraw.Draw(im)
-            for k, ring in enumerate(rings): draw.polygon([tuple(p) for p in ring / scale], fill=int(k == 0))   # holes are painted out
+            # holes are painted out
+            for k, ring in enumerate(rings): draw.polygon([tuple(p) for p in ring / scale], fill=int(k == 0))
             mask[np.asarray(im)] = classes.index(label)
     return mask
 
@@ -125,7 +142,9 @@ def places(
 )->list:
     "Where to cut: `[(x, y, side, class or None), ...]` in pixels of the finest level, row by row."
     side = tile * mpp / slide.mpp
-    if min(slide.width, slide.height) < side: raise DataError(f'{slide.path.name}: {slide.width}x{slide.height} pixels of {slide.mpp:g} um, smaller than one tile of {tile} px at {mpp:g} um')
+    if min(slide.width, slide.height) < side:
+        raise DataError(f'{slide.path.name}: {slide.width}x{slide.height} pixels of {slide.mpp:g} um, smaller than one '
+            f'tile of {tile} px at {mpp:g} um')
     img, scale = slide.overview()
     mask, n = tissue_mask(img), max(1, round(side / scale))
     label = None if annotations is None else class_mask(annotations, list(classes), mask.shape, scale)
@@ -135,7 +154,8 @@ def places(
             i, j = int(y / scale), int(x / scale)
             part = mask[i:i + n, j:j + n]
             if not part.size or part.mean() < tissue: continue
-            c = None if label is None else int(label[min(i + n // 2, len(label) - 1), min(j + n // 2, label.shape[1] - 1)])
+            c = None if label is None else int(label[min(i + n // 2, len(label) - 1),
+                min(j + n // 2, label.shape[1] - 1)])
             if c != -1: out.append((int(x), int(y), int(round(side)), None if c is None else classes[c]))
     return out
 
@@ -143,9 +163,11 @@ def places(
 def is_slides(path)->bool:
     "Whether a path is a whole slide, a table of slides, or a folder with slides at its top."
     p = Path(path)
-    if p.is_file() and p.suffix.lower() == '.csv': return 'slide' in _columns_of(p) and not {'path', 'image', 'file', 'filename'} & _columns_of(p)
+    if p.is_file() and p.suffix.lower() == '.csv':
+        return 'slide' in _columns_of(p) and not {'path', 'image', 'file', 'filename'} & _columns_of(p)
     if p.is_file(): return p.suffix.lower() in SLIDES and (p.suffix.lower() not in ('.tif', '.tiff') or _is_pyramid(p))
-    return p.is_dir() and any(f.suffix.lower() in SLIDES and f.suffix.lower() not in ('.tif', '.tiff') or f.suffix.lower() in ('.tif', '.tiff') and _is_pyramid(f) for f in sorted(p.iterdir())[:8] if f.is_file())
+    return p.is_dir() and any(f.suffix.lower() in SLIDES and f.suffix.lower() not in ('.tif', '.tiff')
+        or f.suffix.lower() in ('.tif', '.tiff') and _is_pyramid(f) for f in sorted(p.iterdir())[:8] if f.is_file())
 
 def _columns_of(path):
     try: first = decoded_text(path.read_bytes(), path).removeprefix('\ufeff').split('\n', 1)[0]
@@ -154,7 +176,8 @@ def _columns_of(path):
 
 def _is_pyramid(path):
     try:
-        with Image.open(path) as im: return getattr(im, 'n_frames', 1) > 1 and 322 in im.tag_v2     # tiled, of several pages
+        # tiled, of several pages
+        with Image.open(path) as im: return getattr(im, 'n_frames', 1) > 1 and 322 in im.tag_v2
     except Exception: return False
 
 def _listed(path):
@@ -163,11 +186,14 @@ def _listed(path):
     if p.is_file() and p.suffix.lower() == '.csv':
         text = decoded_text(p.read_bytes(), p).removeprefix('\ufeff').replace('\r\n', '\n').replace('\r', '\n')
         rows = csv.DictReader(io.StringIO(text), delimiter=table_delimiter(text))
-        rows.fieldnames = ['slide' if (h or '').strip().lower() == 'slide' else column_kind(h) for h in rows.fieldnames or []]
-        out = [(p.parent/r['slide'].strip(), (r.get('label') or '').strip() or None) for r in rows if (r.get('slide') or '').strip()]
+        rows.fieldnames = ['slide' if (h or '').strip().lower() == 'slide' else column_kind(h) for h in rows.fieldnames
+            or []]
+        out = [(p.parent/r['slide'].strip(), (r.get('label') or '').strip() or None) for r in rows
+            if (r.get('slide') or '').strip()]
         if not out: raise DataError(f'{p}: lists no slides')
         return out
-    files = sorted(f for f in p.iterdir() if f.is_file() and f.suffix.lower() in SLIDES and not hidden(f.name)) if p.is_dir() else [p]
+    files = sorted(f for f in p.iterdir() if f.is_file() and f.suffix.lower() in SLIDES
+        and not hidden(f.name)) if p.is_dir() else [p]
     if not files: raise DataError(f'{p}: no slides ({", ".join(SLIDES)}) in this folder')
     return [(f, None) for f in files]
 
@@ -175,8 +201,10 @@ def _drawn_around(slide, annotations):
     "The annotations of a slide: the given file, a file of its name in the given folder, or one beside it."
     if annotations is not None and Path(annotations).is_file(): return Path(annotations)
     places_ = [Path(annotations)] if annotations is not None else [slide.parent]
-    found = next((f for d in places_ for f in (d/f'{slide.stem}.geojson', d/f'{slide.name}.geojson') if f.is_file()), None)
-    if annotations is not None and found is None: raise DataError(f'{slide.name}: no {slide.stem}.geojson in {annotations}')
+    found = next((f for d in places_ for f in (d/f'{slide.stem}.geojson', d/f'{slide.name}.geojson') if f.is_file()),
+        None)
+    if annotations is not None and found is None:
+        raise DataError(f'{slide.name}: no {slide.stem}.geojson in {annotations}')
     return found
 
 def open_slides(
@@ -193,22 +221,29 @@ def open_slides(
     listed, items, known, found = _listed(path), [], {}, {}
     drawn = {f: read_annotations(a) for f, label in listed if label is None and (a := _drawn_around(f, annotations))}
     labels = sorted({l for a in drawn.values() for l, _ in a} | {l for _, l in listed if l})
-    only = None if labels else str(classes[0] if isinstance(classes, (list, tuple)) and len(classes) == 1 else Path(path).stem)
+    only = None if labels else str(classes[0] if isinstance(classes, (list, tuple)) and len(classes) == 1
+        else Path(path).stem)
     for f, label in listed:
         if f.name in known: raise DataError(f'{path}: two slides are called {f.name}')
         slide = known[f.name] = Slide(f, slide_mpp)
-        if label is None and f not in drawn and labels: raise DataError(f'{f.name}: has neither a label nor annotations, though others have')
+        if label is None and f not in drawn and labels:
+            raise DataError(f'{f.name}: has neither a label nor annotations, though others have')
         here = places(slide, tile, mpp, tissue, drawn.get(f), labels)
-        if not here: raise DataError(f'{f.name}: no tile with {tissue:.0%} tissue' + (' inside of the annotations' if f in drawn else ''))
+        if not here:
+            raise DataError(f'{f.name}: no tile with {tissue:.0%} tissue' +
+                (' inside of the annotations' if f in drawn else ''))
         found[f.name] = len(here)
-        items += [Item(f'{f.name}@{x},{y},{side}.png', c or label or only, f.name, file_stamp(f)) for x, y, side, c in here]
+        items += [Item(f'{f.name}@{x},{y},{side}.png', c or label or only, f.name, file_stamp(f)) for x, y, side,
+            c in here]
     def read(name):
         where, _, at = name.rpartition('@')
         x, y, side = (int(v) for v in at.removesuffix('.png').split(','))
         return png_bytes(known[where].region(x, y, side, tile))
-    print('; '.join(f'{k}: {n} tiles of tissue' for k, n in list(found.items())[:8]) + (f'; and {len(found) - 8} more slides' if len(found) > 8 else ''))
+    print('; '.join(f'{k}: {n} tiles of tissue' for k, n in list(found.items())[:8]) +
+        (f'; and {len(found) - 8} more slides' if len(found) > 8 else ''))
     src = Source(path, items, merge_map(classes if labels else None, {i.label for i in items}, path), read)
-    src.guessed = len(listed) == 1                                      # one slide cannot be on one side alone: its tiles are then split by stain, which is said
+    # one slide cannot be on one side alone: its tiles are then split by stain, which is said
+    src.guessed = len(listed) == 1
     return checked_source(src, None)
 
 def place_of(

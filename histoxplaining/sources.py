@@ -45,11 +45,13 @@ def merge_map(
     labels,       # the labels that the source has
     source,       # what to call it in errors
 )->dict:
-    "Which labels make which class, in order: `{class: (label, ...)}`. Raises `DataError` for a label that is missing or asked for twice."
+    """Which labels make which class, in order: `{class: (label, ...)}`. Raises `DataError` for a label that is
+    missing or asked for twice."""
     if classes is None: classes = sorted(labels)
     if isinstance(classes, str): classes = [classes]
     if not isinstance(classes, dict):
-        if len(set(classes)) < len(classes): raise DataError(f'classes: expected different names, found {list(classes)}')
+        if len(set(classes)) < len(classes):
+            raise DataError(f'classes: expected different names, found {list(classes)}')
         classes = {c: c for c in classes}
     out = {str(k): (v,) if isinstance(v, str) else tuple(v) for k, v in classes.items()}
     if not out: raise DataError(f'{source}: no classes; found {", ".join(sorted(labels)) or "no labels"}')
@@ -63,7 +65,8 @@ def merge_map(
 # %% ../nbs/03_sources.ipynb #854fe7c5
 OTHER_PICTURES = ('.gif', '.svs', '.ndpi', '.mrxs', '.scn', '.psd', '.heic')  # listed, to be skipped with a reason
 
-SYSTEM = ('__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')   # folders that systems and file servers put among a user's own
+# folders that systems and file servers put among a user's own
+SYSTEM = ('__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')
 SPLITS_OF_OTHERS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing', 'dev'}
 
 def hidden(name)->bool:
@@ -90,30 +93,42 @@ def _is_picture(name):
     return PurePosixPath(name).suffix.lower() in SUFFIXES + OTHER_PICTURES and not hidden(name)
 
 def _class_level(names, classes, source):
-    "Which folder of a path is the class: the first, or where the same few lie below many others (one per slide or patient), the second. Raises `DataError` for parts of somebody's split."
+    """Which folder of a path is the class: the first, or where the same few lie below many others (one per slide or
+    patient), the second. Raises `DataError` for parts of somebody's split."""
     deep = [PurePosixPath(n).parts for n in names if n.count('/') > 1]
     tops, below = {p[0] for p in deep}, {}
     for p in deep: below.setdefault(p[1], set()).add(p[0])
-    wanted = set(merge_map(classes, {PurePosixPath(n).parts[0] for n in names if '/' in n} | set(below), source)) if classes is not None else None
+    wanted = set(merge_map(classes, {PurePosixPath(n).parts[0] for n in names if '/' in n} | set(below),
+        source)) if classes is not None else None
     if not deep or len(deep) < sum('/' in n for n in names): return 0
     shared = all(len(t) > 1 for t in below.values()) and len(below) > 1
     if shared and {t.lower() for t in tops} <= SPLITS_OF_OTHERS and not (wanted and wanted <= tops):
         some = sorted(tops)
-        raise DataError(f"{source}: {', '.join(some)} each hold {', '.join(sorted(below))}: those are the classes, one level deeper, and {', '.join(some)} parts of a split. Name one of them ({Path(str(source))/some[0]}), or write a table with path,label")
+        raise DataError(f"{source}: {', '.join(some)} each hold {', '.join(sorted(below))}: those are the classes, one "
+            f"level deeper, and {', '.join(some)} parts of a split. Name one of them ({Path(str(source))/some[0]}), or "
+            f"write a table with path,label")
     if wanted is not None: return 1 if not wanted & tops and wanted <= set(below) else 0
     return 1 if shared and len(below) < len(tops) else 0
 
 def _by_folder(names, classes, source, group):
-    "Items whose class is the first part of their path, or the second where the first is a slide or patient. A folder level between class and tile is the group."
-    if not any('/' in n for n in names): raise DataError(f'{source}: holds no folders with pictures ({", ".join(SUFFIXES)}); expected one folder per class, or a table with the columns path,label')
+    """Items whose class is the first part of their path, or the second where the first is a slide or patient. A
+    folder level between class and tile is the group."""
+    if not any('/' in n for n in names):
+        raise DataError(f'{source}: holds no folders with pictures ({", ".join(SUFFIXES)}); expected one folder per '
+            f'class, or a table with the columns path,label')
     k, parts = _class_level(names, classes, source), {n: PurePosixPath(n).parts for n in names if '/' in n}
     chosen = merge_map(classes, {p[k] for p in parts.values()}, source)
     wanted = {l for v in chosen.values() for l in v}
-    if k: print(f'{Path(str(source)).name}: {len({p[0] for p in parts.values()})} folders with the same {len(wanted)} below: those are taken for the classes ({", ".join(sorted(wanted))}), the folders above for slides or patients')
+    if k:
+        print(f'{Path(str(source)).name}: {len({p[0] for p in parts.values()})} folders with the same {len(wanted)} '
+            f'below: those are taken for the classes ({", ".join(sorted(wanted))}), the folders above for slides or '
+            f'patients')
     between = all(len(p) == 3 for p in parts.values())
-    return [Item(n, p[k], p[1 - k] if between else '', names[n]) for n, p in sorted(parts.items()) if p[k] in wanted], chosen
+    return [Item(n, p[k], p[1 - k] if between else '', names[n]) for n,
+        p in sorted(parts.items()) if p[k] in wanted], chosen
 
-COLUMNS = {'path': ('path', 'image', 'file', 'filename', 'file_name', 'filepath', 'image_path', 'img', 'tile', 'patch'), 'label': ('label', 'class', 'target', 'diagnosis', 'category', 'y'),
+COLUMNS = {'path': ('path', 'image', 'file', 'filename', 'file_name', 'filepath', 'image_path', 'img', 'tile', 'patch'),
+    'label': ('label', 'class', 'target', 'diagnosis', 'category', 'y'),
            'group': ('group', 'slide', 'slide_id', 'patient', 'patient_id', 'case', 'case_id')}
 
 def column_kind(name):
@@ -129,26 +144,40 @@ def table_delimiter(text):
 def _rows(rows, source):
     "The rows of a table; what the CSV reader cannot read is named with its line."
     try: yield from rows
-    except csv.Error as e: raise DataError(f'{source}, line {rows.line_num + 1}: not a row of a CSV table ({e})') from None
+    except csv.Error as e:
+        raise DataError(f'{source}, line {rows.line_num + 1}: not a row of a CSV table ({e})') from None
 
 def _by_table(text, names, classes, source, group):
     "Items from the rows of a CSV; `names` maps what can be read to its stamp, or is a function path -> stamp or None."
     text = text.removeprefix('\ufeff').replace('\r\n', '\n').replace('\r', '\n')
     rows = csv.DictReader(io.StringIO(text), delimiter=table_delimiter(text))
     head = [column_kind(h) for h in rows.fieldnames or []]
-    if not {'path', 'label'} <= set(head): raise DataError(f'{source}: expected the columns path,label and perhaps group in the first line, separated by commas, semicolons or tabs; found {", ".join(head) or "an empty file"}')
-    if len(set(head) & set(COLUMNS)) < sum(h in COLUMNS for h in head): raise DataError(f'{source}: several columns could be {next(h for h in head if h in COLUMNS and head.count(h) > 1)}: {", ".join(rows.fieldnames)}; call the ones meant path, label and group')
+    if not {'path', 'label'} <= set(head):
+        raise DataError(f'{source}: expected the columns path,label and perhaps group in the first line, separated by '
+            f'commas, semicolons or tabs; found {", ".join(head) or "an empty file"}')
+    if len(set(head) & set(COLUMNS)) < sum(h in COLUMNS for h in head):
+        raise DataError(f'{source}: several columns could be '
+            f'{next(h for h in head if h in COLUMNS and head.count(h) > 1)}: {", ".join(rows.fieldnames)}; call the '
+            f'ones meant path, label and group')
     rows.fieldnames = head
     items, lines = [], {}
     for row in _rows(rows, source):
         name, label, slide = (str(row.get(k) or '').strip() for k in ('path', 'label', 'group'))
-        if not any(str(v or '').strip() for v in row.values()): continue         # empty lines, as spreadsheets leave them at the end
+        # empty lines, as spreadsheets leave them at the end
+        if not any(str(v or '').strip() for v in row.values()): continue
         if '\\' in name and names(name) == 'missing': name = name.replace('\\', '/')
-        if label.lower() in ('nan', 'none', 'null', 'n/a', 'na'): raise DataError(f'{source}, line {rows.line_num}: {name} has the label {label!r}, which says that there is none; leave the line out, or name the class')
-        if not name or not label: raise DataError(f'{source}, line {rows.line_num}: expected a path and a label; found {name or "no path"}, {label or "no label"}')
-        if name in lines: raise DataError(f'{source}, line {rows.line_num}: {name} is listed twice (line {lines[name]})')
-        if 'group' in head and not slide and items and items[0].group: raise DataError(f'{source}, line {rows.line_num}: {name} has no group, though others have')
-        if 'group' in head and slide and items and not items[0].group: raise DataError(f'{source}: {items[0].name} has no group, though others have')
+        if label.lower() in ('nan', 'none', 'null', 'n/a', 'na'):
+            raise DataError(f'{source}, line {rows.line_num}: {name} has the label {label!r}, which says that there is '
+                f'none; leave the line out, or name the class')
+        if not name or not label:
+            raise DataError(f'{source}, line {rows.line_num}: expected a path and a label; found {name or "no path"}, '
+                f'{label or "no label"}')
+        if name in lines:
+            raise DataError(f'{source}, line {rows.line_num}: {name} is listed twice (line {lines[name]})')
+        if 'group' in head and not slide and items and items[0].group:
+            raise DataError(f'{source}, line {rows.line_num}: {name} has no group, though others have')
+        if 'group' in head and slide and items and not items[0].group:
+            raise DataError(f'{source}: {items[0].name} has no group, though others have')
         lines[name] = rows.line_num
         items.append(Item(name, label, slide, names(name)))
     if not items: raise DataError(f'{source}: has a header but no rows')
@@ -156,7 +185,8 @@ def _by_table(text, names, classes, source, group):
     wanted = {l for v in chosen.values() for l in v}
     for i in items:
         if i.label not in wanted and not isinstance(classes, dict):
-            raise DataError(f'{source}, line {lines[i.name]}: {i.name} has the label {i.label!r}, expected one of {", ".join(sorted(wanted))} '
+            raise DataError(f'{source}, line {lines[i.name]}: {i.name} has the label {i.label!r}, expected one of '
+                f'{", ".join(sorted(wanted))} '
                 "(to leave labels out on purpose, name the others as a map such as {'benign': 'benign'})")
     return [i for i in items if i.label in wanted], chosen
 
@@ -170,7 +200,8 @@ def decoded_text(raw, name):
     "The text of a table in the encoding that its bytes show: UTF-8 or UTF-16. Raises `DataError`."
     if raw[:2] in (b'\xff\xfe', b'\xfe\xff'):
         try: return raw.decode('utf-16')
-        except UnicodeDecodeError: raise DataError(f'{name}: begins like UTF-16 text and is none; save the table as CSV UTF-8') from None
+        except UnicodeDecodeError:
+            raise DataError(f'{name}: begins like UTF-16 text and is none; save the table as CSV UTF-8') from None
     try: return raw.decode('utf-8')
     except UnicodeDecodeError: raise DataError(f'{name}: not UTF-8 text; save the table as CSV UTF-8') from None
 
@@ -179,18 +210,22 @@ MAX_MEMBER, MAX_RATIO = 4 * MAX_PIXELS, 200   # bytes of a zip member, unpacked;
 
 def _check_member(m, source):
     parts = m.filename.split('/')
-    bad = ('has an odd path' if '\\' in m.orig_filename or '\0' in m.orig_filename or '..' in parts or m.filename.startswith('/') or re.match('[A-Za-z]:', m.filename)
+    bad = ('has an odd path' if '\\' in m.orig_filename or '\0' in m.orig_filename or '..' in parts
+        or m.filename.startswith('/') or re.match('[A-Za-z]:', m.filename)
         else 'is a link' if stat.S_ISLNK(m.external_attr >> 16)
         else 'is encrypted' if m.flag_bits & 1
         else f'unpacks to {m.file_size} bytes' if m.file_size > MAX_MEMBER
-        else f'shrinks {m.file_size // max(m.compress_size, 1)}-fold, like a decompression bomb' if m.file_size > 1e7 and m.file_size > MAX_RATIO * max(m.compress_size, 1) else '')
+        else f'shrinks {m.file_size // max(m.compress_size, 1)}-fold, like a decompression bomb' if m.file_size > 1e7
+            and m.file_size > MAX_RATIO * max(m.compress_size, 1) else '')
     if bad: raise DataError(f'{source}: refused: its member {m.filename!r} {bad}')
 
 def _unwrap(names):
     "The prefix of a single folder around everything: archives are often packed with one, sometimes two."
     top = ''
-    while names and (inner := {n[len(top):].split('/')[0] for n in names}) and len(inner) == 1 and all(n[len(top):].count('/') for n in names) \
-        and any(n[len(top):].count('/') > 1 or n.lower().endswith(('.csv', 'dataset.json')) for n in names): top += f'{inner.pop()}/'
+    while names and (inner := {n[len(top):].split('/')[0]
+            for n in names}) and len(inner) == 1 and all(n[len(top):].count('/') for n in names) \
+        and any(n[len(top):].count('/') > 1 or n.lower().endswith(('.csv', 'dataset.json'))
+            for n in names): top += f'{inner.pop()}/'
     return top
 
 def _open_zip(path):
@@ -199,7 +234,8 @@ def _open_zip(path):
     except (zipfile.BadZipFile, OSError) as e: raise DataError(f'{path}: not a readable zip file ({e})') from None
     members = [m for m in z.infolist() if not m.is_dir()]
     for m in members: _check_member(m, path)
-    if len({m.filename for m in members}) < len(members): raise DataError(f'{path}: refused: it holds two members of one name')
+    if len({m.filename for m in members}) < len(members):
+        raise DataError(f'{path}: refused: it holds two members of one name')
     def read(name):
         try: return z.read(name)
         except KeyError: raise DataError(f'{name}: is not in {path.name}') from None
@@ -208,9 +244,12 @@ def _open_zip(path):
 
 # %% ../nbs/03_sources.ipynb #6d3a2483
 def _only_class(classes, path):
-    "The class of everything in a source without labels: the one that was named, or the name of the source. Raises `DataError` when several were."
+    """The class of everything in a source without labels: the one that was named, or the name of the source. Raises
+    `DataError` when several were."""
     names = [classes] if isinstance(classes, str) else list(classes or [Path(path).stem])
-    if len(names) > 1: raise DataError(f'{path}: has no labels, so all its pictures are of one class; found the classes {", ".join(names)}')
+    if len(names) > 1:
+        raise DataError(f'{path}: has no labels, so all its pictures are of one class; found the classes '
+            f'{", ".join(names)}')
     return str(names[0])
 
 def _by_columns(
@@ -219,18 +258,25 @@ def _by_columns(
     classes,          # as for `merge_map`, from the columns' names and 'not ' + name; None: the columns in use, in order
     source,           # what to call it in errors
 )->tuple:
-    "The label of each tile, None where it is of none or of several of the classes, and which labels make which class. Raises `DataError`."
+    """The label of each tile, None where it is of none or of several of the classes, and which labels make which
+    class. Raises `DataError`."""
     if classes is None:
         classes = [n for n, k in zip(names, hit.sum(0)) if k]
-        if (hit.sum(1) > 1).any(): raise DataError(f'{source}: {(hit.sum(1) > 1).sum()} of its {len(hit)} tiles have several labels; name the classes to tell apart, of {", ".join(classes)}')
+        if (hit.sum(1) > 1).any():
+            raise DataError(f'{source}: {(hit.sum(1) > 1).sum()} of its {len(hit)} tiles have several labels; name the '
+                f'classes to tell apart, of {", ".join(classes)}')
     column = {n: hit[:, i] for i, n in enumerate(names)} | {f'not {n}': ~hit[:, i] for i, n in enumerate(names)}
     if isinstance(classes, str): classes = [classes]
-    unknown = [l for v in (classes.values() if isinstance(classes, dict) else classes) for l in ([v] if isinstance(v, str) else v) if l not in column]
+    unknown = [l for v in (classes.values() if isinstance(classes, dict) else classes)
+        for l in ([v] if isinstance(v, str) else v) if l not in column]
     if unknown: raise DataError(f'{source}: no class {unknown[0]!r}; found {", ".join(names)}')
     chosen = merge_map(classes, column, source)
     of = np.array([np.any([column[l] for l in v], 0) for v in chosen.values()])        # [classes, N]
-    labels = [next(l for v in chosen.values() for l in v if column[l][i]) if k == 1 else None for i, k in enumerate(of.sum(0))]
-    if None in labels: print(f'{Path(source).name}: left out {(of.sum(0) == 0).sum()} tiles that are of none of the classes {", ".join(chosen)}, and {(of.sum(0) > 1).sum()} that are of several')
+    labels = [next(l for v in chosen.values() for l in v if column[l][i]) if k == 1 else None for i,
+        k in enumerate(of.sum(0))]
+    if None in labels:
+        print(f'{Path(source).name}: left out {(of.sum(0) == 0).sum()} tiles that are of none of the classes '
+            f'{", ".join(chosen)}, and {(of.sum(0) > 1).sum()} that are of several')
     return labels, chosen
 
 # %% ../nbs/03_sources.ipynb #06ecc8d6
@@ -239,19 +285,27 @@ def _some(names, n=3): return ', '.join(names[:n]) + (f' and {len(names) - n} mo
 def _json_rows(text, source):
     "Name -> label (int, or list of numbers) of a dataset.json; None where it has no labels."
     try: labels = json.loads(text)['labels']
-    except (json.JSONDecodeError, TypeError, KeyError) as e: raise DataError(f'{source}: expected {{"labels": [[name, label], ...]}} or {{"labels": null}} ({type(e).__name__}: {e})') from None
+    except (json.JSONDecodeError, TypeError, KeyError) as e:
+        raise DataError(f'{source}: expected {{"labels": [[name, label], ...]}} or {{"labels": null}} '
+            f'({type(e).__name__}: {e})') from None
     if labels is None: return None
-    if not isinstance(labels, list): raise DataError(f'{source}: labels: expected a list of [name, label] or null, found {type(labels).__name__}')
+    if not isinstance(labels, list):
+        raise DataError(f'{source}: labels: expected a list of [name, label] or null, found {type(labels).__name__}')
     out, number = {}, lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30
     for row in labels:
-        if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)): raise DataError(f'{source}: expected [name, label], found {json.dumps(row)[:80]}')
+        if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)):
+            raise DataError(f'{source}: expected [name, label], found {json.dumps(row)[:80]}')
         name, label = row
         if name in out: raise DataError(f'{source}: {name} is listed twice')
-        if not (isinstance(label, int) and number(label) and 0 <= label < 10_000 or isinstance(label, list) and label and all(map(number, label))):
-            raise DataError(f'{source}: {name}: expected a class (0, 1, ...) or a list of numbers, found {json.dumps(label)[:80]}')
+        if not (isinstance(label, int) and number(label) and 0 <= label < 10_000 or isinstance(label, list) and label
+                and all(map(number, label))):
+            raise DataError(f'{source}: {name}: expected a class (0, 1, ...) or a list of numbers, found '
+                f'{json.dumps(label)[:80]}')
         out[name] = label
     kinds = {(type(v), len(v) if isinstance(v, list) else 0): n for n, v in reversed(out.items())}
-    if len(kinds) > 1: raise DataError(f'{source}: labels of {len(kinds)} kinds: {" but ".join(f"{n} has {json.dumps(out[n])[:40]}" for n in list(kinds.values())[:2])}')
+    if len(kinds) > 1:
+        raise DataError(f'{source}: labels of {len(kinds)} kinds: '
+            f'{" but ".join(f"{n} has {json.dumps(out[n])[:40]}" for n in list(kinds.values())[:2])}')
     return out
 
 def _by_json(text, names, classes, path, source):
@@ -265,8 +319,10 @@ def _by_json(text, names, classes, path, source):
     listed = sorted(rows)
     v = np.array([rows[n] for n in listed], np.float64)
     if v.ndim == 2 and not (np.isin(v, (0, 1)).all() or (v >= 0).all() and np.allclose(v.sum(1), 1, atol=1e-3)):
-        raise DataError(f'{source}: {listed[0]} has the numbers {json.dumps(rows[listed[0]])[:60]}: properties, not classes (those are 0 and 1 per class, or shares that sum to 1); write a table with path,label')
-    hit = np.arange(v.max() + 1) == v[:, None] if v.ndim == 1 else (v == v.max(1, keepdims=True)) & (v.max(1, keepdims=True) > 0)
+        raise DataError(f'{source}: {listed[0]} has the numbers {json.dumps(rows[listed[0]])[:60]}: properties, not '
+            f'classes (those are 0 and 1 per class, or shares that sum to 1); write a table with path,label')
+    hit = np.arange(v.max() + 1) == v[:, None] if v.ndim == 1 else (v == v.max(1, keepdims=True)) & (v.max(1,
+        keepdims=True) > 0)
     labels, chosen = _by_columns(hit, [f'class {k}' for k in range(hit.shape[1])], classes, source)
     return [Item(n, l, '', names.get(n, 'missing')) for n, l in zip(listed, labels) if l is not None], chosen
 
@@ -278,8 +334,12 @@ def _zip_source(path, classes, group):
     tables = [n for n in names if n.lower().endswith('.csv') and '/' not in n]
     if len(tables) > 1: raise DataError(f'{path}: holds {len(tables)} tables ({", ".join(tables)}); expected one')
     inside, pics = lambda name: read(top + name), {n: s for n, s in names.items() if _is_picture(n)}
-    if tables: items, chosen = _by_table(decoded_text(inside(tables[0]), f'{path}: {tables[0]}'), lambda n: names.get(n, 'missing'), classes, f'{path}: {tables[0]}', group)
-    elif 'dataset.json' in names: items, chosen = _by_json(decoded_text(inside('dataset.json'), f'{path}: dataset.json'), pics, classes, path, f'{path}: dataset.json')
+    if tables:
+        items, chosen = _by_table(decoded_text(inside(tables[0]), f'{path}: {tables[0]}'),
+            lambda n: names.get(n, 'missing'), classes, f'{path}: {tables[0]}', group)
+    elif 'dataset.json' in names:
+        items, chosen = _by_json(decoded_text(inside('dataset.json'), f'{path}: dataset.json'), pics, classes, path,
+            f'{path}: dataset.json')
     else: items, chosen = _by_folder(pics, classes, path, group)
     return Source(path, items, chosen, inside)
 
@@ -289,20 +349,27 @@ _ENVS, _LOCK = {}, threading.Lock()  # real path -> (process id, identity of the
 def store_identity(path):
     "What tells a store from the one that was there before under its name. Raises `DataError` where there is none."
     try: s = os.stat(path/'data.mdb')
-    except OSError: raise DataError(f'{path}: no such tile store' + next((f', but {what} ({path.name}{end}): repeat TileStore.create as it was' for end, what in
-        (('.partial', 'an interrupted build lies beside it'), ('.old', 'a store that was being replaced lies beside it')) if path.with_name(path.name + end).exists()), '')) from None
+    except OSError:
+        raise DataError(f'{path}: no such tile store' +
+            next((f', but {what} ({path.name}{end}): repeat TileStore.create as it was' for end, what in
+        (('.partial', 'an interrupted build lies beside it'),
+            ('.old', 'a store that was being replaced lies beside it')) if path.with_name(path.name + end).exists()),
+            '')) from None
     return s.st_dev, s.st_ino
 
 def _open(path):
     "Open the LMDB at `path` for reading, after a look at its length."
     try: env = lmdb.open(os.path.realpath(path), readonly=True, lock=False, readahead=False, create=False)
     except lmdb.Error as e:
-        if 'already open' in str(e): raise DataError(f'{path}: is open elsewhere in this process, and LMDB allows that once; close the other environment') from None
+        if 'already open' in str(e):
+            raise DataError(f'{path}: is open elsewhere in this process, and LMDB allows that once; close the other '
+                f'environment') from None
         raise DataError(f'{path}: not an LMDB, or a damaged one ({e})') from None
     need, have = (env.info()['last_pgno'] + 1) * env.stat()['psize'], os.path.getsize(path/'data.mdb')
     if have >= need: return env
     env.close()
-    raise DataError(f'{path}: data.mdb is cut short: {have} bytes of {need}; copy it again, or build it again from the pictures')
+    raise DataError(f'{path}: data.mdb is cut short: {have} bytes of {need}; copy it again, or build it again from the '
+        f'pictures')
 
 def _env(path):
     "The LMDB environment at `path`, opened once per process, and again after a fork or when the file was replaced."
@@ -319,7 +386,8 @@ def lmdb_value(path, key):
     with _env(path).begin() as txn: return txn.get(key)
 
 # %% ../nbs/03_sources.ipynb #d9d231ae
-CHEXPERT = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation', 'Pneumonia', 'Atelectasis', 'Pneumothorax',
+CHEXPERT = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema',
+    'Consolidation', 'Pneumonia', 'Atelectasis', 'Pneumothorax',
             'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices')  # the columns, in order
 
 class LmdbIndex(NamedTuple):
@@ -336,8 +404,12 @@ _KINDS = {b'\xff\xd8': '.jpg', b'\x89P': '.png', b'II': '.tif', b'MM': '.tif'}
 
 def _count(txn, path):
     raw = txn.get(b'length')
-    if raw is None: raise DataError(f"{path}: an LMDB without the key 'length'; " + ('it is a tile store already' if txn.get(b'manifest') else 'neither a tile store nor a data set of the lineage'))
-    if not re.fullmatch(rb'\d{1,12}', raw := bytes(raw)) or int(raw) == 0: raise DataError(f"{path}: its key 'length' says {raw[:20]!r}, expected a count in decimal")
+    if raw is None:
+        raise DataError(f"{path}: an LMDB without the key 'length'; " +
+            ('it is a tile store already' if txn.get(b'manifest')
+            else 'neither a tile store nor a data set of the lineage'))
+    if not re.fullmatch(rb'\d{1,12}', raw := bytes(raw)) or int(raw) == 0:
+        raise DataError(f"{path}: its key 'length' says {raw[:20]!r}, expected a count in decimal")
     return int(raw)
 
 def _columns(labels, names, path):
@@ -345,7 +417,9 @@ def _columns(labels, names, path):
     n = labels.shape[1]
     hit = np.arange(int(labels.max()) + 1) == labels if n == 1 else labels == 1
     names = tuple(names or (CHEXPERT if n == 14 else [f'class {k}' for k in range(hit.shape[1])]))
-    if len(names) < hit.shape[1] or n > 1 and len(names) > n: raise DataError(f'{path}: its labels have {hit.shape[1]} classes or columns, but {len(names)} names were given: {", ".join(names)}')
+    if len(names) < hit.shape[1] or n > 1 and len(names) > n:
+        raise DataError(f'{path}: its labels have {hit.shape[1]} classes or columns, but {len(names)} names were '
+            f'given: {", ".join(names)}')
     return names, hit if n > 1 else np.pad(hit, ((0, 0), (0, len(names) - hit.shape[1])))
 
 def lmdb_index(
@@ -353,7 +427,8 @@ def lmdb_index(
     size:int|None=None,  # which side to read; default: the largest
     names=None,          # of the label columns or classes; default: CheXpert's for 14 columns, else class 0, class 1, ...
 )->LmdbIndex:
-    "Look through an LMDB of rosinality's StyleGAN2 or Style-CheXplain. Raises `DataError` that names what is missing or odd."
+    """Look through an LMDB of rosinality's StyleGAN2 or Style-CheXplain. Raises `DataError` that names what is
+    missing or odd."""
     path = Path(path)
     if not (path/'data.mdb').is_file(): raise DataError(f'{path}: no LMDB there (no data.mdb)')
     with _env(path).begin(buffers=True) as txn:
@@ -362,11 +437,16 @@ def lmdb_index(
             if m := re.fullmatch(rb'(\d+)-(\d{5,})', bytes(k)): found.setdefault(int(m[1]), []).append(bytes(k))
         sizes = {s: len(v) for s, v in sorted(found.items())}
         if size is None and sizes: size = max(sizes)
-        if size not in sizes: raise DataError(f'{path}: no pictures of {size or "any"} px; found {", ".join(map(str, sizes)) or "none"}')
+        if size not in sizes:
+            raise DataError(f'{path}: no pictures of {size or "any"} px; found {", ".join(map(str, sizes)) or "none"}')
         keys = [f'{size}-{i:05d}' for i in range(n)]
-        missing, extra = (sorted(a - b) for s in [{k.decode() for k in found[size]}] for a, b in ((set(keys), s), (s, set(keys))))
-        if missing: raise DataError(f'{path}: {len(missing)} of {n} pictures of {size} px are missing: {_some(missing)}')
-        if extra: raise DataError(f"{path}: its key 'length' says {n}, but there are more pictures of {size} px: {_some(extra)}")
+        missing, extra = (sorted(a - b) for s in [{k.decode() for k in found[size]}] for a,
+            b in ((set(keys), s), (s, set(keys))))
+        if missing:
+            raise DataError(f'{path}: {len(missing)} of {n} pictures of {size} px are missing: {_some(missing)}')
+        if extra:
+            raise DataError(f"{path}: its key 'length' says {n}, but there are more pictures of {size} px: "
+                f"{_some(extra)}")
         raw = [txn.get(f'{k}-label'.encode()) for k in keys]
         raw = [None if r is None else bytes(r) for r in raw]
         stamps = [f'{_KINDS.get(bytes(v[:2]), ".unknown")} {len(v)}' for k in keys for v in [txn.get(k.encode())]]
@@ -374,7 +454,8 @@ def lmdb_index(
     bare = [f'{k}-label' for k, r in zip(keys, raw) if r is None]
     if bare: raise DataError(f'{path}: {len(bare)} of {n} labels are missing: {_some(bare)}')
     odd = next((i for i, r in enumerate(raw) if len(r) != len(raw[0]) or not r), None)
-    if odd is not None: raise DataError(f'{path}: {keys[odd]}-label has {len(raw[odd])} bytes, {keys[0]}-label has {len(raw[0])}')
+    if odd is not None:
+        raise DataError(f'{path}: {keys[odd]}-label has {len(raw[odd])} bytes, {keys[0]}-label has {len(raw[0])}')
     labels = np.frombuffer(b''.join(raw), np.uint8).reshape(n, -1)
     return LmdbIndex(sizes, size, keys, stamps, labels, *_columns(labels, names, path))
 
@@ -386,9 +467,11 @@ def lmdb_source(
     "An LMDB of the lineage as a source of pictures. Raises `DataError`."
     path = Path(path)
     ix = index or lmdb_index(path)
-    labels, chosen = _by_columns(ix.hit, ix.names, classes, path) if ix.hit is not None else ([c := _only_class(classes, path)] * len(ix.keys), {c: (c,)})
+    labels, chosen = _by_columns(ix.hit, ix.names, classes,
+        path) if ix.hit is not None else ([c := _only_class(classes, path)] * len(ix.keys), {c: (c,)})
     when = os.stat(path/'data.mdb').st_mtime_ns
-    items = [Item(k + s.split()[0], l, '', f'{s} {when}') for k, s, l in zip(ix.keys, ix.stamps, labels) if l is not None]
+    items = [Item(k + s.split()[0], l, '', f'{s} {when}') for k, s,
+        l in zip(ix.keys, ix.stamps, labels) if l is not None]
     return Source(path, items, chosen, lambda name: lmdb_value(path, PurePosixPath(name).stem.encode()))
 
 # %% ../nbs/03_sources.ipynb #60832b25
@@ -411,7 +494,9 @@ def _table_inside(folder):
         except DataError: return False
         return {'path', 'label'} <= {column_kind(h) for h in first.split(table_delimiter(first))}
     good = [p for p in found if fits(p)]
-    if len(good) > 1: raise DataError(f'{folder}: holds {len(good)} tables ({", ".join(p.name for p in good)}); name the one that is meant')
+    if len(good) > 1:
+        raise DataError(f'{folder}: holds {len(good)} tables ({", ".join(p.name for p in good)}); name the one that is '
+            f'meant')
     for p in found:
         if p not in good: print(f'{p.name}: is not used; a table of tiles has the columns path,label')
     if good: print(f'{good[0].name}: its labels are used, not the names of the folders')
@@ -422,7 +507,8 @@ def open_source(
     classes=None,   # names, or dict class -> labels of the source; for one picture: its class
     group=None,     # regular expression: what it finds in a file's name (its first group) is the slide or patient
 )->Source:
-    "What there is to read, nothing decoded yet. Raises `DataError` that names the source, and the file, line or member that is wrong."
+    """What there is to read, nothing decoded yet. Raises `DataError` that names the source, and the file, line or
+    member that is wrong."""
     if isinstance(path, Source):
         if classes is not None: raise DataError(f'{path}: has its classes already; choose them where it was opened')
         return checked_source(path, group)
@@ -430,22 +516,38 @@ def open_source(
     within = lambda name: (path if path.is_dir() else path.parent)/name
     def read(name):
         try: return within(name).read_bytes()
-        except (OSError, ValueError) as e: raise DataError(f'{name!r}: not the name of a file ({e})' if isinstance(e, ValueError) else f'{name}: {e.strerror}') from None
+        except (OSError, ValueError) as e:
+            raise DataError(f'{name!r}: not the name of a file ({e})' if isinstance(e, ValueError)
+                else f'{name}: {e.strerror}') from None
     if path.is_dir():
         if (path/'data.mdb').exists(): return checked_source(lmdb_source(path, classes), group)
-        names = {p.relative_to(path).as_posix(): file_stamp(p) for p in picture_files(path, SUFFIXES + OTHER_PICTURES) if p.is_file()}
+        names = {p.relative_to(path).as_posix(): file_stamp(p) for p in picture_files(path, SUFFIXES + OTHER_PICTURES)
+            if p.is_file()}
         table = _table_inside(path)
-        if table is not None: return checked_source(Source(path, *_by_table(decoded_text(table.read_bytes(), table), lambda n: file_stamp(within(n)), classes, table, group), read), group)
+        if table is not None:
+            return checked_source(Source(path, *_by_table(decoded_text(table.read_bytes(), table),
+                lambda n: file_stamp(within(n)), classes, table, group), read), group)
         if (path/'dataset.json').exists():
-            known = lambda name: read(name) if name in names else fail_with(DataError(f'{name}: is listed in dataset.json, but missing'))
-            return checked_source(Source(path, *_by_json(decoded_text((path/'dataset.json').read_bytes(), path/'dataset.json'), names, classes, path, path/'dataset.json'), known), group)
-        empty = [d.name for d in sorted(path.iterdir()) if d.is_dir() and not hidden(d.name) and not any(n.startswith(d.name + '/') for n in names) and not (d/'data.mdb').exists()]
-        if empty and (classes is None or set(empty) & {l for v in merge_map(classes, {n.split('/')[0] for n in names if '/' in n} | set(empty), path).values() for l in v}):
-            raise DataError(f'{path/empty[0]}: no pictures ({", ".join(SUFFIXES)}); fill the folder, or leave it out with classes=')
+            known = lambda name: read(name) if name in names else fail_with(DataError(f'{name}: is listed in '
+                f'dataset.json, but missing'))
+            return checked_source(Source(path, *_by_json(decoded_text((path/'dataset.json').read_bytes(),
+                path/'dataset.json'), names, classes, path, path/'dataset.json'), known), group)
+        empty = [d.name for d in sorted(path.iterdir()) if d.is_dir() and not hidden(d.name)
+            and not any(n.startswith(d.name + '/') for n in names) and not (d/'data.mdb').exists()]
+        if empty and (classes is None or set(empty) &
+                {l for v in merge_map(classes, {n.split('/')[0] for n in names if '/' in n} | set(empty), path).values()
+                for l in v}):
+            raise DataError(f'{path/empty[0]}: no pictures ({", ".join(SUFFIXES)}); fill the folder, or leave it out '
+                f'with classes=')
         src = Source(path, *_by_folder(names, classes, path, group), read)
-        src.guessed = True                                             # the groups are folders: likely slides or patients, but nobody said so
-    elif not path.exists(): raise DataError(f'{path}: no such folder or file; expected a folder that holds one folder of pictures per class, a .csv, a .zip or a picture')
-    elif path.suffix.lower() == '.csv': src = Source(path, *_by_table(decoded_text(path.read_bytes(), path), lambda n: file_stamp(within(n)), classes, path, group), read)
+        # the groups are folders: likely slides or patients, but nobody said so
+        src.guessed = True
+    elif not path.exists():
+        raise DataError(f'{path}: no such folder or file; expected a folder that holds one folder of pictures per '
+            f'class, a .csv, a .zip or a picture')
+    elif path.suffix.lower() == '.csv':
+        src = Source(path, *_by_table(decoded_text(path.read_bytes(), path), lambda n: file_stamp(within(n)), classes,
+            path, group), read)
     elif path.suffix.lower() == '.zip': src = _zip_source(path, classes, group)
     elif path.suffix.lower() in SUFFIXES:
         name = _only_class(classes, path)
@@ -465,7 +567,9 @@ def checked_source(src, group):
     return src
 
 # %% ../nbs/03_sources.ipynb #b3ce7f47
-MAX_LARGE = 13_000**2  # pixels of a large image that is cut into tiles: it is decoded whole, half a gigabyte, and Pillow refuses little more than that
+# pixels of a large image that is cut into tiles: it is decoded whole, half a gigabyte, and Pillow refuses little more
+# than that
+MAX_LARGE = 13_000**2
 GLASS = .12           # mean optical density below which a pixel shows empty glass
 UNSCANNED = 4.        # ... and above which it was never scanned: scanners leave such places black
 
@@ -477,9 +581,12 @@ def tissue_share(img)->float:
 def channels(
     raw:bytes,        # of a picture file
 )->int:
-    "Channels in the file: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha. From the header alone; 0 where that cannot be read."
+    """Channels in the file: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha. From the header alone; 0 where
+    that cannot be read."""
     try:
-        with Image.open(io.BytesIO(raw), formats=FORMATS) as im: return {'1': 1, 'L': 1, 'LA': 2, 'PA': 4, 'RGBA': 4, 'P': 4 if 'transparency' in im.info else 3}.get(im.mode, 3)
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as im:
+            return {'1': 1, 'L': 1, 'LA': 2, 'PA': 4, 'RGBA': 4,
+                'P': 4 if 'transparency' in im.info else 3}.get(im.mode, 3)
     except Exception: return 0
 
 def pictures(
@@ -488,12 +595,15 @@ def pictures(
     tile:int|None=None,    # side of the squares to cut, in its own pixels; None: the whole picture
     tissue:float=.1,       # share of a square that must not be glass
 )->tuple:
-    "Name and uint8 `[H, W, 3]` of each picture in a file, and how many squares of glass were left out. Raises `DataError`."
-    if PurePosixPath(name).suffix.lower() not in SUFFIXES: raise DataError(f'{name}: {PurePosixPath(name).suffix} is not read; expected {", ".join(SUFFIXES)}')
+    """Name and uint8 `[H, W, 3]` of each picture in a file, and how many squares of glass were left out. Raises
+    `DataError`."""
+    if PurePosixPath(name).suffix.lower() not in SUFFIXES:
+        raise DataError(f'{name}: {PurePosixPath(name).suffix} is not read; expected {", ".join(SUFFIXES)}')
     img = read_image(raw, name, MAX_PIXELS if tile is None else MAX_LARGE)
     if tile is None: return [(name, img)], 0
     H, W = img.shape[:2]
     if min(H, W) < tile: raise DataError(f'{name}: {W}x{H} pixels, smaller than one tile of {tile}')
-    squares = [(f'{name}@{x},{y}', img[y:y + tile, x:x + tile]) for y in range(0, H - tile + 1, tile) for x in range(0, W - tile + 1, tile)]
+    squares = [(f'{name}@{x},{y}', img[y:y + tile, x:x + tile]) for y in range(0, H - tile + 1, tile)
+        for x in range(0, W - tile + 1, tile)]
     kept = [s for s in squares if not tissue or tissue_share(s[1]) >= tissue]
     return kept, len(squares) - len(kept)

@@ -18,17 +18,27 @@ from .metrics import wilson
 
 # %% ../nbs/34_study.ipynb #9ea2b000
 PARTS = {
-    'pair': ('Real or generated', ['Each time you see two pictures. One was cut from a slide, the other was drawn by a computer. Choose the real one, also where you have to guess.']),
-    'before': ('What will the classifier say?', ['A classifier has looked at these tiles. It can be wrong. Say what you think that it says, not what you think that is right.']),
-    'explanation': ('Explanations', ['Now you see what would have to look different for the classifier to change its mind: a tile as the computer draws it, and the same tile changed.', 'Take your time; afterwards you are asked about the classifier once more.']),
-    'after': ('What will the classifier say?', ['The same question again, of other tiles, now that you have seen explanations.'])}
+    'pair': ('Real or generated',
+        ['Each time you see two pictures. One was cut from a slide, the other was drawn by a computer. Choose the real '
+        'one, also where you have to guess.']),
+    'before': ('What will the classifier say?',
+        ['A classifier has looked at these tiles. It can be wrong. Say what you think that it says, not what you think '
+        'that is right.']),
+    'explanation': ('Explanations',
+        ['Now you see what would have to look different for the classifier to change its mind: a tile as the computer '
+        'draws it, and the same tile changed.',
+        'Take your time; afterwards you are asked about the classifier once more.']),
+    'after': ('What will the classifier say?',
+        ['The same question again, of other tiles, now that you have seen explanations.'])}
 KINDS = {'pair': 'pair', 'before': 'decision', 'explanation': 'explanation', 'after': 'decision'}
-INTRO = ['There are four parts; together they take about twenty minutes. Keys work as well as the mouse. Nothing is sent anywhere: at the end you save a file and send it back yourself.',
+INTRO = ['There are four parts; together they take about twenty minutes. Keys work as well as the mouse. Nothing is '
+    'sent anywhere: at the end you save a file and send it back yourself.',
          'The pictures are small tiles of tissue, as a classifier sees them.']
 
 def _shuffled(things, seed, *name):
     "The same things in an order that seed and name decide."
-    return [things[i] for i in np.random.default_rng(stream_seed(seed, '/'.join(map(str, name)))).permutation(len(things))]
+    return [things[i] for i in np.random.default_rng(stream_seed(seed,
+        '/'.join(map(str, name)))).permutation(len(things))]
 
 def study_items(
     cfs,             # counterfactuals of real tiles, with names and originals; those that succeeded are shown as explanations
@@ -38,24 +48,29 @@ def study_items(
     shown:int=10,    # explanations
     seed:int=0,
 )->tuple:
-    "What is asked and what is right: `(items, truth)`, by kind and by item. No tile is used twice. Raises `HxError` where there are too few."
+    """What is asked and what is right: `(items, truth)`, by kind and by item. No tile is used twice. Raises
+    `HxError` where there are too few."""
     real, good = [c for c in cfs if c.original is not None], [c for c in cfs if c.original is not None and c.success]
     shown_cfs = _shuffled(good, seed, 'shown')[:shown]
     rest = _shuffled([c for c in real if not any(c is s for s in shown_cfs)], seed, 'rest')
     if len(shown_cfs) < shown or len(rest) < pairs + 2 * decisions or len(generated) < pairs:
-        raise HxError(f'{len(real)} tiles, {len(good)} of them explained, and {len(generated)} generated pictures: {pairs} pairs, twice {decisions} decisions and {shown} explanations need '
+        raise HxError(f'{len(real)} tiles, {len(good)} of them explained, and {len(generated)} generated pictures: '
+            f'{pairs} pairs, twice {decisions} decisions and {shown} explanations need '
                       f'{pairs + 2 * decisions + shown} tiles, {shown} explained ones and {pairs} generated pictures')
     items, truth = {k: [] for k in ('pair', 'decision', 'explanation')}, {}
     for i, (c, g) in enumerate(zip(rest, generated[:pairs])):
         ab = _shuffled([(c.original, True), (g, False)], seed, 'sides', i)
-        items['pair'].append(dict(id=f'p{i:02d}', images=[dict(id=f'p{i:02d}{x}', src=data_uri(v)) for x, (v, _) in zip('ab', ab)]))
+        items['pair'].append(dict(id=f'p{i:02d}', images=[dict(id=f'p{i:02d}{x}', src=data_uri(v)) for x,
+            (v, _) in zip('ab', ab)]))
         truth[f'p{i:02d}'] = next(f'p{i:02d}{x}' for x, (_, is_real) in zip('ab', ab) if is_real)
     for i, c in enumerate(rest[pairs:pairs + 2 * decisions]):
         items['decision'].append(dict(id=f'd{i:02d}', images=[dict(src=data_uri(c.original))]))
         truth[f'd{i:02d}'] = c.source
     for i, c in enumerate(shown_cfs):
         says = f'The classifier says {c.source} of the left picture. It says {c.target} of the right one.'
-        items['explanation'].append(dict(id=f'e{i:02d}', says=says, images=[dict(src=data_uri(c.before), text=f'as drawn: {c.source}'), dict(src=data_uri(c.counterfactual), text=f'changed: {c.target}')]))
+        items['explanation'].append(dict(id=f'e{i:02d}', says=says,
+            images=[dict(src=data_uri(c.before), text=f'as drawn: {c.source}'),
+            dict(src=data_uri(c.counterfactual), text=f'changed: {c.target}')]))
     return items, truth
 
 # %% ../nbs/34_study.ipynb #9ea962fa
@@ -83,17 +98,20 @@ def write_study(
     study = hashlib.sha256(json.dumps([items, truth, seed]).encode()).hexdigest()[:16]
     page = Template((files('histoxplaining')/'data'/'study.html').read_text(encoding='utf-8'))
     for r in range(1, readers + 1):
-        spec = dict(study=study, reader=r, title=title, intro=INTRO, classes=classes, parts=_for_reader(items, r, seed), file=f'answers_{study[:6]}_{r:02d}.json')
+        spec = dict(study=study, reader=r, title=title, intro=INTRO, classes=classes, parts=_for_reader(items, r, seed),
+            file=f'answers_{study[:6]}_{r:02d}.json')
         text = json.dumps(spec, ensure_ascii=False).replace('<', '\\u003c')
         with atomic_write(folder/f'reader_{r:02d}.html', 'w') as f: f.write(page.substitute(title=title, study=text))
-    write_json(folder/'key.json', dict(kind='histoxplaining study key', study=study, readers=readers, classes=classes, seed=seed, truth=truth))
+    write_json(folder/'key.json', dict(kind='histoxplaining study key', study=study, readers=readers, classes=classes,
+        seed=seed, truth=truth))
     return folder
 
 # %% ../nbs/34_study.ipynb #53de2407
 def read_answers(
     paths,      # key.json and the answers of readers, in any order
 )->tuple:
-    "The key, and one row per answer `dict(reader, part, item, right or useful and trust, text, ms)`. Raises `DataError` that names the file."
+    """The key, and one row per answer `dict(reader, part, item, right or useful and trust, text, ms)`. Raises
+    `DataError` that names the file."""
     key, sheets = None, {}
     for p in map(Path, paths):
         try: found = json.loads(p.read_text(encoding='utf-8'))
@@ -101,20 +119,24 @@ def read_answers(
         kind = found.get('kind') if isinstance(found, dict) else None
         if kind == 'histoxplaining study key': key = found
         elif kind == 'histoxplaining study answers':
-            if found['reader'] in sheets: raise DataError(f"{p}: reader {found['reader']} has answered already, in {sheets[found['reader']][0]}")
+            if found['reader'] in sheets:
+                raise DataError(f"{p}: reader {found['reader']} has answered already, in {sheets[found['reader']][0]}")
             sheets[found['reader']] = p, found
         else: raise DataError(f'{p}: neither the key of a study nor the answers of a reader')
     if key is None: raise DataError('the key of the study is missing: give key.json too')
     if not sheets: raise DataError('there are no answers of readers')
     rows = []
     for r, (p, sheet) in sorted(sheets.items()):
-        if sheet['study'] != key['study']: raise DataError(f"{p}: answers another study ({sheet['study'][:6]}) than the key is of ({key['study'][:6]})")
+        if sheet['study'] != key['study']:
+            raise DataError(f"{p}: answers another study ({sheet['study'][:6]}) than the key is of ({key['study'][:6]})")
         rows += [_row(key, r, a, p) for a in sheet['answers']]
     return key, rows
 
 def _row(key, reader, a, path):
     "One answer with what is right about it."
-    if a['part'] == 'explanation': return dict(reader=reader, part=a['part'], item=a['item'], useful=int(a['useful']), trust=int(a['trust']), text=a.get('text', ''), ms=a['ms'])
+    if a['part'] == 'explanation':
+        return dict(reader=reader, part=a['part'], item=a['item'], useful=int(a['useful']), trust=int(a['trust']),
+            text=a.get('text', ''), ms=a['ms'])
     if a['item'] not in key['truth']: raise DataError(f"{path}: {a['item']} is not an item of this study")
     return dict(reader=reader, part=a['part'], item=a['item'], right=a['choice'] == key['truth'][a['item']], ms=a['ms'])
 
@@ -151,13 +173,16 @@ def analyse(
         if not some: continue
         k, n = sum(r['right'] for r in some), len(some)
         low, high = _both_ways(some, lambda r: r['right'], _mean, draws, seed)
-        out[name] = dict(value=k / n, low=low, high=high, n=n, wilson=wilson(k, n)) | (dict(dprime=dprime(k, n)) if part == 'pair' else {})
+        out[name] = dict(value=k / n, low=low, high=high, n=n,
+            wilson=wilson(k, n)) | (dict(dprime=dprime(k, n)) if part == 'pair' else {})
     both = [r for r in rows if r['part'] in ('before', 'after')]
     if len({r['part'] for r in both}) == 2:
         late = np.array([r['part'] == 'after' for r in both])
-        gain = lambda v, w: _mean(v[late], w[late]) - _mean(v[~late], w[~late]) if w[late].any() and w[~late].any() else float('nan')
+        gain = lambda v, w: _mean(v[late], w[late]) - _mean(v[~late],
+            w[~late]) if w[late].any() and w[~late].any() else float('nan')
         low, high = _both_ways(both, lambda r: r['right'], gain, draws, seed)
-        out['gain'] = dict(value=out['classifier, after']['value'] - out['classifier, before']['value'], low=low, high=high, n=len(both))
+        out['gain'] = dict(value=out['classifier, after']['value'] - out['classifier, before']['value'], low=low,
+            high=high, n=len(both))
     for k in ('useful', 'trust'):
         if some := of('explanation'):
             low, high = _both_ways(some, lambda r: r[k], _mean, draws, seed)
@@ -193,7 +218,8 @@ def simulated_answers(
 def _items_of(pages):
     "Per reader the items of each part, as the pages of a folder ask them."
     if isinstance(pages, dict): return pages
-    specs = [json.loads(p.read_text(encoding='utf-8').split('id="study">')[1].split('</script>')[0]) for p in sorted(Path(pages).glob('reader_*.html'))]
+    specs = [json.loads(p.read_text(encoding='utf-8').split('id="study">')[1].split('</script>')[0])
+        for p in sorted(Path(pages).glob('reader_*.html'))]
     return {s['reader']: {p['name']: [i['id'] for i in p['items']] for p in s['parts']} for s in specs}
 
 def panel_figure(
@@ -203,18 +229,26 @@ def panel_figure(
     "Every reader as a dot, the panel with its interval: a matplotlib figure."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.2), width_ratios=(1, 1.6, 1.6), layout='constrained')
-    share = lambda part: {r: np.mean([a['right'] for a in rows if a['part'] == part and a['reader'] == r]) for r in sorted({a['reader'] for a in rows if a['part'] == part})}
-    groups = [[('real or generated', share('pair'))], [(n, share(n.split(', ')[1])) for n in ('classifier, before', 'classifier, after')],
-              [(k, {r: np.mean([a[k] for a in rows if a['part'] == 'explanation' and a['reader'] == r]) for r in sorted({a['reader'] for a in rows if a['part'] == 'explanation'})}) for k in ('useful', 'trust')]]
+    share = lambda part: {r: np.mean([a['right'] for a in rows if a['part'] == part and a['reader'] == r])
+        for r in sorted({a['reader'] for a in rows if a['part'] == part})}
+    groups = [[('real or generated', share('pair'))],
+        [(n, share(n.split(', ')[1])) for n in ('classifier, before', 'classifier, after')],
+              [(k, {r: np.mean([a[k] for a in rows if a['part'] == 'explanation' and a['reader'] == r])
+                  for r in sorted({a['reader'] for a in rows if a['part'] == 'explanation'})})
+                  for k in ('useful', 'trust')]]
     for ax, group, title in zip(axes, groups, ('Which one is real?', 'What will the classifier say?', 'Five points')):
         for x, (name, per) in enumerate(group):
             if name not in found: continue
             f = found[name]
-            ax.plot(x - .16 + .06 * np.linspace(-1, 1, max(len(per), 2))[:len(per)], list(per.values()), 'o', ms=4, color='#9aa0aa')
-            ax.errorbar([x + .12], [f['value']], [[max(f['value'] - f['low'], 0)], [max(f['high'] - f['value'], 0)]], fmt='o', color='#b3345f', capsize=4)
-        ax.set_xticks(range(len(group)), [n.split(', ')[-1] for n, _ in group]); ax.set_xlim(-.6, len(group) - .4); ax.set_title(title, fontsize=10, loc='left')
+            ax.plot(x - .16 + .06 * np.linspace(-1, 1, max(len(per), 2))[:len(per)], list(per.values()), 'o', ms=4,
+                color='#9aa0aa')
+            ax.errorbar([x + .12], [f['value']], [[max(f['value'] - f['low'], 0)], [max(f['high'] - f['value'], 0)]],
+                fmt='o', color='#b3345f', capsize=4)
+        ax.set_xticks(range(len(group)), [n.split(', ')[-1] for n, _ in group]); ax.set_xlim(-.6,
+            len(group) - .4); ax.set_title(title, fontsize=10, loc='left')
         ax.spines[['top', 'right']].set_visible(False)
-    axes[0].axhline(.5, color='#5a606b', ls=':', lw=1); axes[0].set_ylim(0, 1.03); axes[1].set_ylim(0, 1.03); axes[2].set_ylim(.9, 5.1); axes[0].set_ylabel('share right; each dot a reader', fontsize=9)
+    axes[0].axhline(.5, color='#5a606b', ls=':', lw=1); axes[0].set_ylim(0, 1.03); axes[1].set_ylim(0,
+        1.03); axes[2].set_ylim(.9, 5.1); axes[0].set_ylabel('share right; each dot a reader', fontsize=9)
     return fig
 
 def methods_text(
@@ -222,10 +256,17 @@ def methods_text(
 )->str:
     "A paragraph that says what was done and what came out, for a paper."
     n, of = len({r['reader'] for r in rows}), lambda k: f"{found[k]['value']:.3g} [{found[k]['low']:.3g}, {found[k]['high']:.3g}]"
-    text = [f'{n} readers answered {len(rows)} questions about a classifier of {", ".join(key["classes"])} (study {key["study"]}). Intervals (95 %) come from {DRAWS} draws of readers and items, both with replacement.']
+    text = [f'{n} readers answered {len(rows)} questions about a classifier of {", ".join(key["classes"])} (study '
+        f'{key["study"]}). Intervals (95 %) come from {DRAWS} draws of readers and items, both with replacement.']
     if 'real or generated' in found:
         f = found['real or generated']
-        text.append(f'Asked which of two pictures is real they were right in {of("real or generated")} of cases (Wilson [{f["wilson"][0]:.3g}, {f["wilson"][1]:.3g}]; d′ = {f["dprime"]:.2f}; chance is 0.5).')
-    if 'gain' in found: text.append(f'What the classifier says they foretold in {of("classifier, before")} of cases before and in {of("classifier, after")} after they had seen explanations, a difference of {of("gain")}; the two sets of tiles were exchanged between odd and even readers.')
-    if 'useful' in found: text.append(f'On five points the explanations were rated {of("useful")} for usefulness and {of("trust")} for trust.')
+        text.append(f'Asked which of two pictures is real they were right in {of("real or generated")} of cases '
+            f'(Wilson [{f["wilson"][0]:.3g}, {f["wilson"][1]:.3g}]; d′ = {f["dprime"]:.2f}; chance is 0.5).')
+    if 'gain' in found:
+        text.append(f'What the classifier says they foretold in {of("classifier, before")} of cases before and in '
+            f'{of("classifier, after")} after they had seen explanations, a difference of {of("gain")}; the two sets '
+            f'of tiles were exchanged between odd and even readers.')
+    if 'useful' in found:
+        text.append(f'On five points the explanations were rated {of("useful")} for usefulness and {of("trust")} for '
+            f'trust.')
     return ' '.join(text)

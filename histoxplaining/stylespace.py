@@ -15,7 +15,8 @@ from .latents import Direction, generator_of, logit_difference, source_side
 # %% ../nbs/25_stylespace.ipynb #c162b3e8
 def s_layout(explainer)->list:
     "The layers of StyleSpace in the order of the flat vector: `[(name, channels)]`."
-    return [(name, generator_of(explainer).synthesis.get_submodule(name).affine.weight.shape[0]) for name, _ in explainer.G.synthesis.layers]
+    return [(name, generator_of(explainer).synthesis.get_submodule(name).affine.weight.shape[0]) for name,
+        _ in explainer.G.synthesis.layers]
 
 def to_s(explainer, w)->torch.Tensor:
     "Styles of w as one vector per picture: `[N, S]`."
@@ -37,7 +38,8 @@ def searched(explainer, torgb:bool=False)->torch.Tensor:
 @torch.no_grad()
 def s_spread(explainer):
     "Standard deviation of each coordinate over the reference tiles: `[S]`."
-    return explainer.cache.get('spread of s', make=lambda: to_s(explainer, explainer.reference.w.to(explainer.device)).std(0))
+    return explainer.cache.get('spread of s', make=lambda: to_s(explainer,
+        explainer.reference.w.to(explainer.device)).std(0))
 
 # %% ../nbs/25_stylespace.ipynb #8ba8a818
 @torch.no_grad()
@@ -49,7 +51,8 @@ def s_targets(explainer, quantile:float=.02)->tuple:
     return explainer.cache.get('range of s', quantile, make=make)
 
 def screen_effects(explainer, w, feat, fn, batch:int=16)->torch.Tensor:
-    "First-order effect on `fn` of moving each coordinate of each tile to its better extreme, and which that is (0 low, 1 high): two `[n, S]`."
+    """First-order effect on `fn` of moving each coordinate of each tile to its better extreme, and which that is (0
+    low, 1 high): two `[n, S]`."""
     lo, hi = s_targets(explainer)
     out, side = [], []
     for i in range(0, len(w), batch):
@@ -74,7 +77,8 @@ def s_effects(
     lo, hi = s_targets(explainer)
     s = to_s(explainer, w) if base is None else base
     side = side.expand(len(s), -1) if side.ndim == 1 else side
-    start = torch.cat([fn(explainer.generate(None, None if feat is None else feat[i:i + batch], from_s(explainer, s[i:i + batch]))) for i in range(0, len(s), batch)])
+    start = torch.cat([fn(explainer.generate(None, None if feat is None else feat[i:i + batch],
+        from_s(explainer, s[i:i + batch]))) for i in range(0, len(s), batch)])
     pairs = [(i, c) for i in range(len(s)) for c in map(int, coordinates)]
     out = []
     for k in range(0, len(pairs), batch):
@@ -92,7 +96,8 @@ def select(
     top:int=16,            # coordinates at most
     stop:float=.05,        # share of the first one's effect below which it is not worth it
 )->list:
-    "Greedy global choice (Lang et al. 2021, algorithm 1): the coordinate with the largest mean effect on the tiles that are not explained yet; tiles that it flips are explained."
+    """Greedy global choice (Lang et al. 2021, algorithm 1): the coordinate with the largest mean effect on the tiles
+    that are not explained yet; tiles that it flips are explained."""
     left, chosen, first = torch.ones(len(effects), dtype=torch.bool), [], None
     while len(chosen) < min(top, effects.shape[1]):
         mean = (effects[left] if left.any() else effects).mean(0)
@@ -126,25 +131,31 @@ def attfind(
     path=None,               # *.safetensors that keeps what was measured; a stopped search goes on from it
     batch:int=64,            # pictures at a time
 )->list:
-    "StyleSpace coordinates that move the classifier most, as `Direction`s of one standard deviation each, the most important first (AttFind, Lang et al. 2021)."
+    """StyleSpace coordinates that move the classifier most, as `Direction`s of one standard deviation each, the most
+    important first (AttFind, Lang et al. 2021)."""
     s, t = explainer.class_index(source), explainer.class_index(target)
     pick, fn = source_side(explainer, s, t, classifier, n), logit_difference(explainer, s, t, classifier)
     w, feat = explainer.reference.w[pick].to(explainer.device), None if explainer.reference.feat is None else explainer.reference.feat[pick].to(explainer.device)
     promise, side = screen_effects(explainer, w, feat, fn)
-    side = ((promise * (2 * side - 1)).sum(0) > 0).long()                              # one sign for all tiles: it is one direction
+    # one sign for all tiles: it is one direction
+    side = ((promise * (2 * side - 1)).sum(0) > 0).long()
     mean = promise.mean(0).masked_fill(~searched(explainer, torgb).to(promise.device), -float('inf'))
     coordinates = mean.topk(min(screen or len(mean), int((mean > -float('inf')).sum())))[1].sort()[0]
-    facts = dict(source=s, target=t, tiles=pick.tolist(), coordinates=coordinates.tolist(), side=side[coordinates].tolist())
+    facts = dict(source=s, target=t, tiles=pick.tolist(), coordinates=coordinates.tolist(),
+        side=side[coordinates].tolist())
     done = _partial(path, facts)
     for i in progress(range(len(w))):
         if i in done: continue
-        done[i] = s_effects(explainer, w[i:i + 1], None if feat is None else feat[i:i + 1], fn, coordinates, side, batch)[0].cpu()
+        done[i] = s_effects(explainer, w[i:i + 1], None if feat is None else feat[i:i + 1], fn, coordinates, side,
+            batch)[0].cpu()
         if path is not None: save_tensors(path, {str(k): v for k, v in done.items()}, dict(facts=facts))
     effects = torch.stack([done[i] for i in range(len(w))])
     if realism is not None:
         loss = s_effects(explainer, w, feat, realism, coordinates, side, batch).mean(0).cpu()
         effects = effects.masked_fill(loss < -tolerance, 0.)
-    with torch.no_grad(): need = -torch.cat([fn(explainer.generate(w[i:i + batch], None if feat is None else feat[i:i + batch])) for i in range(0, len(w), batch)]).cpu()
+    with torch.no_grad():
+        need = -torch.cat([fn(explainer.generate(w[i:i + batch], None if feat is None else feat[i:i + batch]))
+            for i in range(0, len(w), batch)]).cpu()
     names, sd = s_names(explainer), s_spread(explainer).cpu()
     lo, hi = (v.cpu() for v in s_targets(explainer))
     out = []
@@ -153,7 +164,9 @@ def attfind(
         vector = torch.zeros(len(sd))
         vector[c] = sd[c] if side[c] else -sd[c]
         sizes = (hi[c] - lo[c]) / sd[c] / 2
-        out.append(Direction(names[c], vector, 's', (), float(effects[:, k].mean() / sizes), torch.tensor([[0., 0.], [float(sizes), float(effects[:, k].mean())]]), tuple(pick[effects[:, k].argsort(descending=True)[:6].cpu()].tolist())))
+        out.append(Direction(names[c], vector, 's', (), float(effects[:, k].mean() / sizes),
+            torch.tensor([[0., 0.], [float(sizes), float(effects[:, k].mean())]]),
+            tuple(pick[effects[:, k].argsort(descending=True)[:6].cpu()].tolist())))
     return out
 
 # %% ../nbs/25_stylespace.ipynb #d73ff8a2

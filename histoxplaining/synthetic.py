@@ -43,7 +43,8 @@ FACTORS = dict(
 
 _GLAND = ('gland_shape', 'crowding', 'nuclear_density', 'nuclear_size', 'mucin')
 _STAIN = ('haematoxylin', 'eosin')
-CAUSES = {'gland': _GLAND, 'stain': _STAIN, 'both': _GLAND + _STAIN, 'none': (), **{k: (k,) for k in FACTORS}}  # cause -> factors that depend on the class
+# cause -> factors that depend on the class
+CAUSES = {'gland': _GLAND, 'stain': _STAIN, 'both': _GLAND + _STAIN, 'none': (), **{k: (k,) for k in FACTORS}}
 
 # %% ../nbs/02_synthetic.ipynb #cc438d34
 def _rng(seed, name, i): return np.random.default_rng(stream_seed(seed, f'synthetic/{name}', i))
@@ -110,7 +111,8 @@ def _borders(centre, radius, gap):
     "Distance from each centre to the border of its power cell, less half a `gap`, in each direction: `[K, 96]`."
     d = centre[None] - centre[:, None]
     square = (d ** 2).sum(-1)
-    border = (square + radius[:, None] ** 2 - radius[None] ** 2 - gap * np.sqrt(square)) / 2   # times the distance of the centres
+    # times the distance of the centres
+    border = (square + radius[:, None] ** 2 - radius[None] ** 2 - gap * np.sqrt(square)) / 2
     facing = d @ _RAYS.T                                                                       # [K, K, 96]
     return np.where(facing > 1e-9, border[..., None] / np.maximum(facing, 1e-9), np.inf).min(1).clip(.03)
 
@@ -125,8 +127,10 @@ def _arc(r):
     return np.concatenate([np.zeros((len(r), 1)), step.cumsum(1)], 1)
 
 def _lattice(rng):
-    "Sites of glands around the tile's centre, in units of their spacing `[K, 2]`; that spacing; and the oblique cut `[2, 2]`."
-    angle, stretch, offset, spacing = rng.uniform(0, np.pi), 1 + .7 * rng.random() ** 2, rng.uniform(-.5, .5, 2), rng.uniform(.36, .46)
+    """Sites of glands around the tile's centre, in units of their spacing `[K, 2]`; that spacing; and the oblique
+    cut `[2, 2]`."""
+    angle, stretch, offset, spacing = rng.uniform(0, np.pi), 1 + .7 * rng.random() ** 2, rng.uniform(-.5, .5,
+        2), rng.uniform(.36, .46)
     cut = np.diag([stretch ** -.5, stretch ** .5]) @ _unit(np.array([angle, angle + np.pi / 2]))
     i, j = np.meshgrid(np.arange(-3, 4), np.arange(-3, 4))
     site = np.stack([i + .5 * (j % 2), j * .866], -1).reshape(-1, 2) + offset
@@ -149,7 +153,8 @@ def _glands(f, rng):
     return _Glands(*(np.asarray(v, np.float32) for v in parts))
 
 def _locate(g, x):
-    "For points of the tile `[P, 2]`: gland, share of the way to its outline, depth below that (negative in the stroma), share that is lumen."
+    """For points of the tile `[P, 2]`: gland, share of the way to its outline, depth below that (negative in the
+    stroma), share that is lumen."""
     u, c = _to_lattice(g, x), g.centre
     own = ((c ** 2).sum(1) - g.radius ** 2 - 2 * u @ c.T).argmin(1)     # whose power cell
     d = u - c[own]
@@ -162,10 +167,12 @@ def _locate(g, x):
 
 # %% ../nbs/02_synthetic.ipynb #4c498ca3
 def _splat(side, x, a, b, direction, weight=1.):
-    "Add up soft ellipses at `x` [N, 2] with semi-axes `a` (along `direction` [N, 2]) and `b` [N] on a grid: `[side, side]`."
+    """Add up soft ellipses at `x` [N, 2] with semi-axes `a` (along `direction` [N, 2]) and `b` [N] on a grid:
+    `[side, side]`."""
     reach = int(np.ceil(max(a.max(initial=0), b.max(initial=0)) * side)) + 1
     keep = ((x > -reach / side) & (x < 1 + reach / side)).all(1)
-    px, a, b, direction, weight = (np.asarray(v, np.float32)[keep] for v in (x * side, a * side, b * side, direction, np.broadcast_to(weight, keep.shape)))
+    px, a, b, direction, weight = (np.asarray(v, np.float32)[keep]
+        for v in (x * side, a * side, b * side, direction, np.broadcast_to(weight, keep.shape)))
     corner, o = np.floor(px), np.arange(-reach, reach + 1, dtype=np.float32)
     dx, dy = ((o + .5 + (corner - px)[:, k, None]) for k in (0, 1))
     dx, dy, (c, s) = dx[:, None, :], dy[:, :, None], direction.T[:, :, None, None]
@@ -175,7 +182,8 @@ def _splat(side, x, a, b, direction, weight=1.):
     pad = 2 * reach + 1
     wide, corner, o = side + 2 * pad, corner.astype(np.int64) + pad, o.astype(np.int64)
     flat = (corner[:, 1, None, None] + o[:, None]) * wide + corner[:, 0, None, None] + o
-    return np.bincount(flat.ravel(), cover.ravel(), wide * wide).reshape(wide, wide)[pad:-pad, pad:-pad].astype(np.float32)
+    return np.bincount(flat.ravel(), cover.ravel(), wide * wide).reshape(wide, wide)[pad:-pad,
+        pad:-pad].astype(np.float32)
 
 # %% ../nbs/02_synthetic.ipynb #1a37196f
 _GOLDEN = (np.sqrt(5) - 1) / 2
@@ -185,12 +193,15 @@ def _turned(d, angle):
     return d * np.cos(angle)[:, None] + d[:, ::-1] * np.stack([-np.sin(angle), np.sin(angle)], 1)
 
 def _along(g, per_length, pool, rng, numbers):
-    "Golden-ratio positions along all outlines: gland, direction of the ray, distance of the outline, and `numbers` random numbers for each."
+    """Golden-ratio positions along all outlines: gland, direction of the ray, distance of the outline, and `numbers`
+    random numbers for each."""
     start, z = rng.random(len(g.arc)), rng.random((numbers, len(g.arc), pool), np.float32)
     count = np.minimum(g.arc[:, -1] * per_length, pool).astype(int)
     which, k = np.nonzero(np.arange(pool) < count[:, None])
-    fraction = np.arange(len(g.arc))[:, None] + g.arc / g.arc[:, -1:] * (1 - 1e-6)          # one increasing curve through all glands
-    t = np.interp(which + (start[which] + k * _GOLDEN) % 1, fraction.ravel(), np.tile(np.arange(_DIRECTIONS + 1.), len(g.arc)))
+    # one increasing curve through all glands
+    fraction = np.arange(len(g.arc))[:, None] + g.arc / g.arc[:, -1:] * (1 - 1e-6)
+    t = np.interp(which + (start[which] + k * _GOLDEN) % 1, fraction.ravel(),
+        np.tile(np.arange(_DIRECTIONS + 1.), len(g.arc)))
     a, w = t.astype(int) % _DIRECTIONS, t % 1
     r = g.outline[which, a] * (1 - w) + g.outline[which, (a + 1) % _DIRECTIONS] * w
     return which, _unit(t * (2 * np.pi / _DIRECTIONS)), r, z[:, which, k]
@@ -280,7 +291,8 @@ def _dye(f, rng, side):
     return h.clip(.02), e.clip(.02)
 
 def _uptake(amount, mean, contrast):
-    "Give a plane of dye this mean and this coefficient of variation by a power law, which keeps its order and leaves glass empty."
+    """Give a plane of dye this mean and this coefficient of variation by a power law, which keeps its order and
+    leaves glass empty."""
     log, gamma = np.log(amount), 1.
     for _ in range(4):
         p = np.exp(gamma * log)
@@ -291,9 +303,11 @@ def _uptake(amount, mean, contrast):
 # %% ../nbs/02_synthetic.ipynb #235dacf5
 def _check_factors(factors, size):
     if size < 16: raise DataError(f'synthetic tiles need a size of 16 or more, found {size}')
-    if set(factors) != set(FACTORS): raise DataError(f'factors must be {", ".join(FACTORS)}; found {", ".join(map(str, factors)) or "none"}')
+    if set(factors) != set(FACTORS):
+        raise DataError(f'factors must be {", ".join(FACTORS)}; found {", ".join(map(str, factors)) or "none"}')
     for k, f in FACTORS.items():
-        if not f.lo - 1e-6 <= factors[k] <= f.hi + 1e-6: raise DataError(f'factor {k} goes from {f.lo} to {f.hi}, found {factors[k]}')
+        if not f.lo - 1e-6 <= factors[k] <= f.hi + 1e-6:
+            raise DataError(f'factor {k} goes from {f.lo} to {f.hi}, found {factors[k]}')
 
 def _draw(f, size, rng):
     side = size + 32
@@ -306,7 +320,9 @@ def _draw(f, size, rng):
     return to_uint8((x + 1) * f['brightness'] - 1)
 
 @functools.cache
-def _one_thread(): return ThreadpoolController()   # of the linear algebra: for matrices this small, waiting for other threads costs more than the product
+def _one_thread():
+    # of the linear algebra: for matrices this small, waiting for other threads costs more than the product
+    return ThreadpoolController()
 
 def render(
     factors:dict,   # name -> value, all of `FACTORS`, each within its range
@@ -314,7 +330,8 @@ def render(
     seed:int=0,     # of the set
     index:int=0,    # of the tile: with the seed, all that is left to chance
 )->np.ndarray:
-    "The tile that these factors make: uint8 `[size, size, 3]`. With one factor changed it is the true counterfactual. Raises `DataError`."
+    """The tile that these factors make: uint8 `[size, size, 3]`. With one factor changed it is the true
+    counterfactual. Raises `DataError`."""
     _check_factors(factors, size)
     with _one_thread().limit(limits=1): return _draw(factors, size, _rng(seed, 'tissue', index))
 
@@ -330,11 +347,13 @@ def synthetic_tiles(
     cause:str='gland',   # what makes the class, a key of `CAUSES`: 'gland', 'stain', 'both', or a factor's name
     corr:float=1.,       # for 'both': correlation of the stain with the class, 0 to 1
 )->tuple:
-    "Tiles, labels and the factors that made them: uint8 `[n, size, size, 3]`, int64 `[n]`, dict name -> float32 `[n]`. Raises `DataError`."
+    """Tiles, labels and the factors that made them: uint8 `[n, size, size, 3]`, int64 `[n]`, dict name -> float32
+    `[n]`. Raises `DataError`."""
     drawn = [draw_factors(seed, i, cause, corr) for i in range(n)]
     tiles = np.empty((n, size, size, 3), np.uint8)
     for i, tile in _render_all(drawn, size, seed): tiles[i] = tile
-    return tiles, np.array([l for l, _ in drawn], np.int64), {k: np.array([f[k] for _, f in drawn], np.float32) for k in FACTORS}
+    return tiles, np.array([l for l, _ in drawn], np.int64), {k: np.array([f[k] for _, f in drawn], np.float32)
+        for k in FACTORS}
 
 # %% ../nbs/02_synthetic.ipynb #0a030226
 class FactorReader(nn.Module):
@@ -345,7 +364,8 @@ class FactorReader(nn.Module):
         super().__init__()
         ch = [6, width, width * 4 // 3, 2 * width, width * 8 // 3, width * 8 // 3]
         self.width, self.size = width, 64
-        self.body = nn.Sequential(*(nn.Sequential(nn.Conv2d(i, o, 3, 1 if k == 0 else 2, 1, bias=False), nn.BatchNorm2d(o), nn.SiLU()) for k, (i, o) in enumerate(zip(ch, ch[1:]))))
+        self.body = nn.Sequential(*(nn.Sequential(nn.Conv2d(i, o, 3, 1 if k == 0 else 2, 1, bias=False),
+            nn.BatchNorm2d(o), nn.SiLU()) for k, (i, o) in enumerate(zip(ch, ch[1:]))))
         self.head = nn.Linear(2 * ch[-1], len(FACTORS))
 
     def forward(self,
@@ -385,7 +405,8 @@ def train_factor_reader(
     seed:int=1,           # of tiles, weights and order
     callback=None,        # called with (epoch, mean squared error)
 )->FactorReader:
-    "Learn to read the factors from tiles at 64 pixels in which all of them are independent, shown in one of eight orientations."
+    """Learn to read the factors from tiles at 64 pixels in which all of them are independent, shown in one of eight
+    orientations."""
     tiles, _, factors = synthetic_tiles(n, 64, seed, 'none')
     y, g = relative_factors(factors), stream(seed, 'reader')
     with torch.random.fork_rng(devices=[]):
@@ -422,10 +443,13 @@ def write_folder(
     cause:str='gland',   # as in `synthetic_tiles`
     corr:float=1.,       # as in `synthetic_tiles`
 )->Path:
-    "Write the tiles of `synthetic_tiles` as `path/<class>/<index>.png`. Raises `DataError` where other files are in the way."
+    """Write the tiles of `synthetic_tiles` as `path/<class>/<index>.png`. Raises `DataError` where other files are
+    in the way."""
     path, drawn = Path(path), [draw_factors(seed, i, cause, corr) for i in range(n)]
     files = [path/CLASSES[label]/f'{i:06d}.png' for i, (label, _) in enumerate(drawn)]
     stray = {p for c in CLASSES for p in (path/c).glob('*')} - set(files)
-    if stray: raise DataError(f'{path}: {len(stray)} files of another set are there already, such as {min(stray)}; choose an empty folder')
+    if stray:
+        raise DataError(f'{path}: {len(stray)} files of another set are there already, such as {min(stray)}; choose an '
+            f'empty folder')
     for i, tile in _render_all(drawn, size, seed): write_png(files[i], tile)
     return path

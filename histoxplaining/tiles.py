@@ -35,7 +35,8 @@ def pseudo_slides(
     seed:int=0,
     k:int=K_PSEUDO,      # clusters per class, at most; a cluster has two tiles or more on average
 )->np.ndarray:
-    "k-means clusters of the standardised stain moments within each class: int64 `[N]`, numbered on from class to class."
+    """k-means clusters of the standardised stain moments within each class: int64 `[N]`, numbered on from class to
+    class."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
     out, first = np.zeros(len(labels), np.int64), 0
@@ -43,7 +44,8 @@ def pseudo_slides(
         x = moments[labels == y].astype(np.float64)
         x = (x - x.mean(0)) / (x.std(0) + 1e-9)
         n = min(k, max(len(x) // 2, 1), len(np.unique(x.round(6), axis=0)))
-        with threadpool_limits(1): c = KMeans(n, n_init=4, random_state=stream_seed(seed, 'pseudo') % 2**32).fit_predict(x)
+        with threadpool_limits(1):
+            c = KMeans(n, n_init=4, random_state=stream_seed(seed, 'pseudo') % 2**32).fit_predict(x)
         out[labels == y], first = first + np.unique(c, return_inverse=True)[1], first + len(np.unique(c))
     return out
 
@@ -54,7 +56,8 @@ def hold_out(
     seed:int=0,
     groups=None,        # int64 [N]: whole groups are held out; None: tile by tile
 )->np.ndarray:
-    "A stratified split, random or by groups: uint8 `[N]`, 1 where a tile is held out. Raises `DataError` where a class lies in one group."
+    """A stratified split, random or by groups: uint8 `[N]`, 1 where a tile is held out. Raises `DataError` where a
+    class lies in one group."""
     if not 0 <= val <= 1: raise DataError(f'val: expected a fraction in [0, 1], found {val}')
     if val in (0, 1): return np.full(len(labels), val, np.uint8)
     split = np.zeros(len(labels), np.uint8)
@@ -77,7 +80,8 @@ def hold_out(
             held = with_group(min(np.flatnonzero(table[:, y]), key=lambda g: off(with_group(g))))
     for y, name in enumerate(classes):
         if table[:, y].sum() > 1 and not 0 < table[held, y].sum() < table[:, y].sum():
-            raise DataError(f'{name}: its {int(table[:, y].sum())} tiles lie in {int((table[:, y] > 0).sum())} group(s), which cannot be divided without leaving it out on one side; '
+            raise DataError(f'{name}: its {int(table[:, y].sum())} tiles lie in {int((table[:, y] > 0).sum())} '
+                f'group(s), which cannot be divided without leaving it out on one side; '
                 "choose split_by='pseudo_slide' or 'random', or another val")
     return held[which].astype(np.uint8)
 
@@ -105,7 +109,8 @@ def alike(hashes, bits:int)->list:
 
 def _key(i): return b'tile/%08d' % i
 
-ENCODINGS = {'png': dict(format='PNG'), 'webp': dict(format='WEBP', lossless=True, method=4), 'jpeg': dict(format='JPEG', quality=95, subsampling=0)}
+ENCODINGS = {'png': dict(format='PNG'), 'webp': dict(format='WEBP', lossless=True, method=4),
+    'jpeg': dict(format='JPEG', quality=95, subsampling=0)}
 
 def _encoded(img, encoding):
     "Bytes of a tile, and by how many grey levels the picture they hold differs on average."
@@ -116,8 +121,10 @@ def _encoded(img, encoding):
     return b.getvalue(), float(np.abs(back.astype(np.int16) - img).mean())
 
 def _decode(source, item, size, tile, tissue, min_tissue=0., encoding='png'):
-    "One file as a dict: digest, channels, side of what was resized, squares of glass, tiles `[(name, PNG, moments)]`, and why it cannot be used or ''."
-    got = dict(name=item.name, digest='', why='', channels=0, shape=None, glass=0, tiles=[], pixels=[], bare=[], dhash=[], loss=0.)
+    """One file as a dict: digest, channels, side of what was resized, squares of glass, tiles `[(name, PNG,
+    moments)]`, and why it cannot be used or ''."""
+    got = dict(name=item.name, digest='', why='', channels=0, shape=None, glass=0, tiles=[], pixels=[], bare=[],
+        dhash=[], loss=0.)
     try:
         raw = source.read(item.name)
         got |= dict(digest=hashlib.sha256(raw).hexdigest(), channels=channels(raw))
@@ -133,7 +140,8 @@ def _decode(source, item, size, tile, tissue, min_tissue=0., encoding='png'):
             data, off = _encoded(small, encoding)
             got['loss'] += off
             got['tiles'].append((name, data, stain_moments(small).tolist()))
-            got['pixels'].append('' if (small == small[:1, :1]).all() else hashlib.sha256(small.tobytes()).hexdigest()[:24])
+            got['pixels'].append('' if (small == small[:1, :1]).all()
+                else hashlib.sha256(small.tobytes()).hexdigest()[:24])
             got['dhash'].append(dhash(small))
     except DataError as e: got['why'] = str(e)
     return got
@@ -158,9 +166,13 @@ def _check(got, first, source, mpp, on_error):
         return first
     if first is None: return got
     if got['channels'] != first['channels']:
-        raise DataError(f"{source.path}: {got['name']} has {got['channels']} channels, {first['name']} has {first['channels']}; expected one kind (1 grey, 3 colour, 4 with alpha). Convert the files, or leave some out")
+        raise DataError(f"{source.path}: {got['name']} has {got['channels']} channels, {first['name']} has "
+            f"{first['channels']}; expected one kind (1 grey, 3 colour, 4 with alpha). Convert the files, or leave "
+            f"some out")
     if mpp and None not in (got['shape'], first['shape']) and min(got['shape']) != min(first['shape']):
-        raise DataError(f"{source.path}: mpp={mpp:g}, but {got['name']} has {min(got['shape'])} pixels and {first['name']} {min(first['shape'])}: after resizing their pixels would differ in size; cut them to one size, or leave mpp out")
+        raise DataError(f"{source.path}: mpp={mpp:g}, but {got['name']} has {min(got['shape'])} pixels and "
+            f"{first['name']} {min(first['shape'])}: after resizing their pixels would differ in size; cut them to one "
+            f"size, or leave mpp out")
     return first if first['shape'] else got
 
 def _fill(env, source, size, tile, tissue, mpp, workers, on_error, min_tissue=0., encoding='png'):
@@ -174,7 +186,8 @@ def _fill(env, source, size, tile, tissue, mpp, workers, on_error, min_tissue=0.
     with ThreadPoolExecutor(workers) as pool:
         for k in progress(range(len(done), len(chunks))):
             pairs, chunk = [], []
-            for got in list(pool.map(lambda item: _decode(source, item, size, tile, tissue, min_tissue, encoding), chunks[k])):
+            for got in list(pool.map(lambda item: _decode(source, item, size, tile, tissue, min_tissue, encoding),
+                    chunks[k])):
                 first = _check(got, first, source, mpp, on_error)
                 pairs += [(_key(n + j), png) for j, (_, png, _) in enumerate(got['tiles'])]
                 n += len(got['tiles'])
@@ -184,7 +197,8 @@ def _fill(env, source, size, tile, tissue, mpp, workers, on_error, min_tissue=0.
     return records
 
 # %% ../nbs/05_tiles.ipynb #181f4bb1
-FORMAT = 2                                                                 # raised when an older reader would misread the file
+# raised when an older reader would misread the file
+FORMAT = 2
 RESIZE = 'Lanczos (Pillow, antialiased), shorter side, then centre crop'   # which filter: it moves Frechet distances
 
 def _beside(path, end): return path.with_name(path.name + end)
@@ -203,8 +217,10 @@ def _only_one(folder):
     try:
         try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            if e.errno in (errno.EWOULDBLOCK, errno.EACCES): raise DataError(f'{folder}: another process is building this store now') from None
-            print(f'{folder.name}: this file system has no locks ({e.strerror}); see to it that no other process builds the same store')
+            if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise DataError(f'{folder}: another process is building this store now') from None
+            print(f'{folder.name}: this file system has no locks ({e.strerror}); see to it that no other process '
+                f'builds the same store')
         yield
     finally: os.close(fd)
 
@@ -212,7 +228,8 @@ def _partial_env(partial, job):
     "The environment of a new build, or of an interrupted one with the same job; refuses one with another."
     whole = lambda env: (env.info()['last_pgno'] + 1) * env.stat()['psize'] <= os.path.getsize(partial/'data.mdb')
     for fresh in (False, True):
-        if fresh: (partial/'data.mdb').unlink(missing_ok=True)                                      # killed before its first page was whole
+        # killed before its first page was whole
+        if fresh: (partial/'data.mdb').unlink(missing_ok=True)
         try: env = lmdb.open(str(partial), map_size=2**24, lock=False)
         except lmdb.Error:
             if fresh: raise
@@ -222,14 +239,16 @@ def _partial_env(partial, job):
     with env.begin() as txn: found = txn.get(b'job')
     if found is not None and found != job:
         env.close()
-        raise DataError(f'{partial}: an interrupted build with other settings or other files is here; repeat it as it was to finish it, or pass overwrite=True to start over')
+        raise DataError(f'{partial}: an interrupted build with other settings or other files is here; repeat it as it '
+            f'was to finish it, or pass overwrite=True to start over')
     if found is not None: print(f'{partial.name}: going on with an interrupted build')
     _put(env, [(b'job', job)])
     return env
 
 @contextlib.contextmanager
 def _new_env(path, job, overwrite):
-    "An LMDB environment at `<path>.partial` that replaces `path` if the block ends well, stays for the next attempt if it is interrupted, and vanishes if it fails."
+    """An LMDB environment at `<path>.partial` that replaces `path` if the block ends well, stays for the next
+    attempt if it is interrupted, and vanishes if it fails."""
     partial, old = _beside(path, '.partial'), _beside(path, '.old')
     try: partial.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise DataError(f'{path}: cannot be made there ({e.strerror})') from None
@@ -251,12 +270,14 @@ def _new_env(path, job, overwrite):
         except Exception as e:
             shutil.rmtree(partial, ignore_errors=True)
             if not isinstance(e, (lmdb.Error, OSError)): raise
-            raise DataError(f'{path}: cannot be written ({e}; {shutil.disk_usage(path.parent).free >> 20} MB free on that disk). Nothing that was there is lost; make room and start again') from None
+            raise DataError(f'{path}: cannot be written ({e}; {shutil.disk_usage(path.parent).free >> 20} MB free on '
+                f'that disk). Nothing that was there is lost; make room and start again') from None
         finally: _restore(path)
 
 # %% ../nbs/05_tiles.ipynb #f553b51a
 class TileStore:
-    "Tiles and labels on disk: `store[i]` is (uint8 `[size, size, 3]`, class index). A view (`train`, `val`, `subset`) shares the file."
+    """Tiles and labels on disk: `store[i]` is (uint8 `[size, size, 3]`, class index). A view (`train`, `val`,
+    `subset`) shares the file."""
     def __init__(self,
         path,          # folder made by `TileStore.create`
         indices=None,  # which of its tiles; default: all
@@ -264,15 +285,21 @@ class TileStore:
     ):
         self.path, self.part = Path(os.path.abspath(path)), part
         raw = lmdb_value(self.path, b'manifest')
-        if raw is None: raise DataError(f'{path}: an LMDB without a manifest: an unfinished store, or not one of ours; make it with TileStore.create')
+        if raw is None:
+            raise DataError(f'{path}: an LMDB without a manifest: an unfinished store, or not one of ours; make it '
+                f'with TileStore.create')
         self.manifest = json.loads(raw)
-        if self.manifest['format'] > FORMAT: raise DataError(f'{path}: format {self.manifest["format"]}, newer than the {FORMAT} this version reads; update histoxplaining')
+        if self.manifest['format'] > FORMAT:
+            raise DataError(f'{path}: format {self.manifest["format"]}, newer than the {FORMAT} this version reads; '
+                f'update histoxplaining')
         self.classes, self.size = tuple(self.manifest['classes']), self.manifest['size']
-        every, self._split = (np.frombuffer(lmdb_value(self.path, k), t) for k, t in ((b'labels', np.int64), (b'split', np.uint8)))
+        every, self._split = (np.frombuffer(lmdb_value(self.path, k), t) for k,
+            t in ((b'labels', np.int64), (b'split', np.uint8)))
         self._id, self._names = store_identity(self.path), None
         self.indices = np.arange(len(every)) if indices is None else np.asarray(indices, np.int64).reshape(-1)
         if len(self.indices) and not 0 <= self.indices.min() <= self.indices.max() < len(every):
-            raise DataError(f'{path}: indices from {self.indices.min()} to {self.indices.max()}, but the store has {len(every)} tiles')
+            raise DataError(f'{path}: indices from {self.indices.min()} to {self.indices.max()}, but the store has '
+                f'{len(every)} tiles')
         self.labels = every[self.indices]
 
     def __len__(self): return len(self.indices)
@@ -283,7 +310,8 @@ class TileStore:
 
     def __getitem__(self, i):
         if not -len(self) <= i < len(self): raise IndexError(f'tile {i} of {len(self)}')
-        if store_identity(self.path) != self._id: raise DataError(f'{self.path}: was replaced since it was opened; open it again')
+        if store_identity(self.path) != self._id:
+            raise DataError(f'{self.path}: was replaced since it was opened; open it again')
         k = int(self.indices[i])
         return read_image(lmdb_value(self.path, _key(k)), f'{self.path}: tile {k}').copy(), int(self.labels[i])
 
@@ -300,7 +328,8 @@ class TileStore:
 
     @property
     def hash(self):
-        "Says which tiles these are, for records of measurements: depends on the source files, the settings and the selection."
+        """Says which tiles these are, for records of measurements: depends on the source files, the settings and the
+        selection."""
         what = {k: self.manifest[k] for k in ('source_hash', 'classes', 'size', 'resize')}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode() + self.indices.tobytes()).hexdigest()
 
@@ -315,7 +344,8 @@ class TileStore:
 
     @property
     def groups(self):
-        "Slide or patient of each tile, as an index into `manifest['groups']`: int64 `[N]`; None where they are not known."
+        """Slide or patient of each tile, as an index into `manifest['groups']`: int64 `[N]`; None where they are not
+        known."""
         every = self._column(b'groups', np.int64)
         return None if every is None else every[self.indices]
 
@@ -323,20 +353,26 @@ class TileStore:
     def moments(self):
         "Mean and deviation of haematoxylin and eosin of each tile, in optical density: float32 `[N, 4]`."
         every = self._column(b'moments', np.float32)
-        if every is None: raise DataError(f'{self.path}: made by an older version, without stain moments; build it again from the pictures')
+        if every is None:
+            raise DataError(f'{self.path}: made by an older version, without stain moments; build it again from the '
+                f'pictures')
         return every.reshape(-1, 4)[self.indices]
 
     @property
     def pseudo_slides(self):
         "Stain cluster of each tile: int64 `[N]`."
         every = self._column(b'pseudo', np.int64)
-        if every is None: raise DataError(f'{self.path}: made by an older version, without pseudo-slides; build it again from the pictures')
+        if every is None:
+            raise DataError(f'{self.path}: made by an older version, without pseudo-slides; build it again from the '
+                f'pictures')
         return every[self.indices]
 
 # %% ../nbs/05_tiles.ipynb #b3df7381
 def _job(source, size, tile, tissue, mpp, min_tissue=0., encoding='png'):
     "Says what a build reads and how, to know it again."
-    what = dict(format=FORMAT, size=size, tile=tile, tissue=tissue, mpp=mpp, classes=source.classes, items=[list(i) for i in source.items]) | (dict(min_tissue=min_tissue) if min_tissue else {}) | (dict(encoding=encoding) if encoding != 'png' else {})
+    what = dict(format=FORMAT, size=size, tile=tile, tissue=tissue, mpp=mpp, classes=source.classes,
+        items=[list(i) for i in source.items]) | (dict(min_tissue=min_tissue) if min_tissue
+        else {}) | (dict(encoding=encoding) if encoding != 'png' else {})
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest().encode()
 
 def _groups(records, source, tile):
@@ -351,12 +387,17 @@ def _manifest(source, records, labels, size, tile, mpp):
     skipped = [[r['name'], r['why']] for r in records if r['why']]
     for c, ls in source.classes.items():
         mine = [i.name for i in source.items if i.label in ls]
-        if not counts[c]: raise DataError(f'{source.path}: {c}: none of its {len(mine)} pictures can be used; the first: {next((why for f, why in skipped if f in mine), "only glass")}')
+        if not counts[c]:
+            raise DataError(f'{source.path}: {c}: none of its {len(mine)} pictures can be used; the first: '
+                f'{next((why for f, why in skipped if f in mine), "only glass")}')
     shapes = [f"{r['shape'][1]}x{r['shape'][0]}" for r in records if r['shape']]
     side = next(min(r['shape']) for r in records if r['shape'])
-    return dict(format=FORMAT, classes=list(source.classes), merged={k: list(v) for k, v in source.classes.items()}, counts=counts, size=size, encoding='PNG', resize=RESIZE,
-        pictures={s: shapes.count(s) for s in sorted(set(shapes))}, tile=tile, glass=sum(r['glass'] for r in records), mpp=None if mpp is None else mpp * side / size,
-        source_hash=hashlib.sha256('\n'.join(sorted(f"{r['name']} {r['digest']}" for r in records)).encode('utf-8', 'surrogateescape')).hexdigest(), skipped=skipped)
+    return dict(format=FORMAT, classes=list(source.classes), merged={k: list(v) for k, v in source.classes.items()},
+        counts=counts, size=size, encoding='PNG', resize=RESIZE,
+        pictures={s: shapes.count(s) for s in sorted(set(shapes))}, tile=tile, glass=sum(r['glass'] for r in records),
+            mpp=None if mpp is None else mpp * side / size,
+        source_hash=hashlib.sha256('\n'.join(sorted(f"{r['name']} {r['digest']}" for r in records)).encode('utf-8',
+            'surrogateescape')).hexdigest(), skipped=skipped)
 
 SPLITS = ('group', 'pseudo_slide', 'random')
 
@@ -373,12 +414,14 @@ def _two_labels(records, labels):
     return {i: next(j for j in v if labels[j] != labels[i]) for v in sets for i in v}
 
 def _leave_out(env, records, places):
-    "Take the tiles at `places` (place -> why) out of `env` and its records; the others close ranks, in one transaction that ends the journal."
+    """Take the tiles at `places` (place -> why) out of `env` and its records; the others close ranks, in one
+    transaction that ends the journal."""
     n, k, keep = 0, 0, []
     for r in records:
         stay = [j for j in range(len(r['tiles'])) if n + j not in places]
         keep += [n + j for j in stay]
-        if len(stay) < len(r['tiles']): r['why'] = r['why'] or next(places[n + j] for j in range(len(r['tiles'])) if n + j in places)
+        if len(stay) < len(r['tiles']):
+            r['why'] = r['why'] or next(places[n + j] for j in range(len(r['tiles'])) if n + j in places)
         n += len(r['tiles'])
         r['bare'] = [b for b in r['bare'] if b in {r['tiles'][j][0] for j in stay}]
         for what in ('tiles', 'pixels', 'dhash'): r[what] = [r[what][j] for j in stay]
@@ -392,7 +435,8 @@ def _leave_out(env, records, places):
 def _one_label_each(env, records, label, source, on_error):
     "The label of every tile, after pictures that lie under two labels were left out and named, or raised for."
     labels = np.array([label[r['name']] for r in records for _ in r['tiles']], np.int64)
-    two, names, classes = _two_labels(records, labels), [n for r in records for n, _ in r['tiles']], list(source.classes)
+    two, names, classes = _two_labels(records, labels), [n for r in records for n,
+        _ in r['tiles']], list(source.classes)
     if not two: return labels
     say = lambda i, j: f'one picture under two labels: {names[i]} is {classes[labels[i]]}, {names[j]} is {classes[labels[j]]}'
     first = say(*min((min(i, j), max(i, j)) for i, j in two.items()))
@@ -439,7 +483,8 @@ def create(cls:TileStore,
     encoding:str='png',    # of the tiles inside: 'png', 'webp' (without loss, a third smaller), 'jpeg' (quality 95; `manifest['loss']` in grey levels)
     near:int|None=None,    # also keep pictures together whose difference hashes (64 bits) differ in at most so many bits
 )->TileStore:
-    "Make a tile store. Raises `DataError`; a failed build leaves `path` as it was, an interrupted one is finished by the same call."
+    """Make a tile store. Raises `DataError`; a failed build leaves `path` as it was, an interrupted one is finished
+    by the same call."""
     path = Path(path)
     if size < 16 or size & (size - 1): raise DataError(f'size: expected a power of two from 16 up, found {size}')
     if on_error not in ('skip', 'raise'): raise DataError(f"on_error: expected 'skip' or 'raise', found {on_error!r}")
@@ -449,43 +494,65 @@ def create(cls:TileStore,
     if tile is not None and tile < 8: raise DataError(f'tile: expected a side of 8 pixels or more, found {tile}')
     if mpp is not None and not 0 < mpp < 100: raise DataError(f'mpp: expected micrometres per pixel, found {mpp}')
     _restore(path)
-    if path.exists() and not overwrite: raise DataError(f'{path}: exists already; choose another path, or pass overwrite=True')
-    if path.exists() and not (path/'data.mdb').exists(): raise DataError(f'{path}: is not a tile store, and is not overwritten')
+    if path.exists() and not overwrite:
+        raise DataError(f'{path}: exists already; choose another path, or pass overwrite=True')
+    if path.exists() and not (path/'data.mdb').exists():
+        raise DataError(f'{path}: is not a tile store, and is not overwritten')
     whole = not isinstance(source, Source) and is_slides(source)
-    source = open_slides(source, classes, tile=tile or 224, mpp=mpp or .5, annotations=annotations, tissue=tissue, slide_mpp=slide_mpp) if whole else open_source(source, classes, group)
+    source = open_slides(source, classes, tile=tile or 224, mpp=mpp or .5, annotations=annotations, tissue=tissue,
+        slide_mpp=slide_mpp) if whole else open_source(source, classes, group)
     if whole: tile, mpp = None, mpp or .5                              # they are cut already, at that resolution
     with _new_env(path, _job(source, size, tile, tissue, mpp, min_tissue, encoding), overwrite) as env:
         records = _fill(env, source, size, tile, tissue, mpp, workers or os.cpu_count(), on_error, min_tissue, encoding)
         label = {i.name: source.label[i.label] for i in source.items}
         labels = _one_label_each(env, records, label, source, on_error)
         manifest = _manifest(source, records, labels, size, tile, mpp)
-        names, moments = [name for r in records for name, _ in r['tiles']], np.array([m for r in records for _, m in r['tiles']], np.float32)
+        names, moments = [name for r in records for name,
+            _ in r['tiles']], np.array([m for r in records for _, m in r['tiles']], np.float32)
         pseudo, groups = pseudo_slides(moments, labels, seed), _groups(records, source, tile)
         ids, groups = (None, None) if groups is None else np.unique(groups, return_inverse=True)
         twice = copies(records)
         if near is not None: twice += alike([h for r in records for h in r.get('dhash', [0] * len(r['tiles']))], near)
-        if encoding != 'png': manifest |= dict(encoding=ENCODINGS[encoding]['format'] + (', lossless' if encoding == 'webp' else ', quality 95'), loss=round(sum(r['loss'] for r in records) / max(len(labels), 1), 3))
+        if encoding != 'png':
+            manifest |= dict(encoding=ENCODINGS[encoding]['format'] +
+                (', lossless' if encoding == 'webp' else ', quality 95'),
+                loss=round(sum(r['loss'] for r in records) / max(len(labels), 1), 3))
         manifest['bare'] = [n for r in records for n in r.get('bare', ())]
         by = split_by or ('pseudo_slide' if groups is None else 'group')
-        if by == 'group' and groups is None: raise DataError(f"{source.path}: split_by='group', but no groups are known; give a group column or group=, or choose pseudo_slide")
-        try: split = hold_out(labels, manifest['classes'], val, seed, {'group': groups, 'pseudo_slide': pseudo, 'random': None}[by])
+        if by == 'group' and groups is None:
+            raise DataError(f"{source.path}: split_by='group', but no groups are known; give a group column or group=, "
+                f"or choose pseudo_slide")
+        try:
+            split = hold_out(labels, manifest['classes'], val, seed,
+                {'group': groups, 'pseudo_slide': pseudo, 'random': None}[by])
         except DataError as e:
             if split_by or by == 'group' and not source.guessed: raise
             by, split = _other_split(path, e, by, labels, manifest['classes'], val, seed, pseudo)
         for v in twice: split[v] = split[v[0]]                        # copies of a picture stay together
         manifest['copies'] = sum(len(v) - 1 for v in twice)
         manifest |= dict(val=val, seed=seed, split_by=by, groups=None if ids is None else ids.tolist())
-        _put(env, [(b'labels', labels.tobytes()), (b'split', split.tobytes()), (b'names', json.dumps(names).encode()), (b'moments', moments.tobytes()), (b'pseudo', pseudo.tobytes())]
+        _put(env, [(b'labels', labels.tobytes()), (b'split', split.tobytes()), (b'names', json.dumps(names).encode()),
+            (b'moments', moments.tobytes()), (b'pseudo', pseudo.tobytes())]
             + ([] if groups is None else [(b'groups', groups.astype(np.int64).tobytes())]))
         with env.begin(write=True) as txn:
             for k in [bytes(k) for k, _ in txn.cursor() if k.startswith((b'journal/', b'job'))]: txn.delete(k)
         _put(env, [(b'manifest', json.dumps(manifest).encode())])
-    if len(manifest['pictures']) > 1 and tile is None: print(f"{path.name}: pictures of {len(manifest['pictures'])} sizes were brought to {size} px by their shorter side")
+    if len(manifest['pictures']) > 1 and tile is None:
+        print(f"{path.name}: pictures of {len(manifest['pictures'])} sizes were brought to {size} px by their shorter "
+            f"side")
     lost, odd = _cut_off(manifest['pictures'])
-    if odd and tile is None: print(f'{path.name}: {odd} pictures are not square: the middle square is kept, up to {lost:.0%} of the area is cut off (tile= cuts squares instead)')
-    if manifest['bare']: print(f"{path.name}: {len(manifest['bare'])} tiles show no tissue to speak of, such as {manifest['bare'][0]}; min_tissue= leaves them out")
-    if manifest['copies']: print(f"{path.name}: {manifest['copies']} pictures are copies of others; copies are kept on one side of the split")
-    if manifest['skipped']: print(f"{path.name}: {len(manifest['skipped'])} of {len(records)} pictures could not be used and were left out; .manifest[\"skipped\"] says why")
+    if odd and tile is None:
+        print(f'{path.name}: {odd} pictures are not square: the middle square is kept, up to {lost:.0%} of the area is '
+            f'cut off (tile= cuts squares instead)')
+    if manifest['bare']:
+        print(f"{path.name}: {len(manifest['bare'])} tiles show no tissue to speak of, such as {manifest['bare'][0]}; "
+            f"min_tissue= leaves them out")
+    if manifest['copies']:
+        print(f"{path.name}: {manifest['copies']} pictures are copies of others; copies are kept on one side of the "
+            f"split")
+    if manifest['skipped']:
+        print(f"{path.name}: {len(manifest['skipped'])} of {len(records)} pictures could not be used and were left "
+            f"out; .manifest[\"skipped\"] says why")
     return cls(path)
 
 # %% ../nbs/05_tiles.ipynb #c31b40a2
@@ -503,14 +570,17 @@ def split(self:TileStore,
     val:float|None=None,   # fraction of each class; default: the store's
     seed:int|None=None,    # default: the store's
 )->tuple:
-    "The tiles to learn from and the held-out ones, as two views. Works on views too: what is held out is then taken from their tiles. Raises `DataError`."
+    """The tiles to learn from and the held-out ones, as two views. Works on views too: what is held out is then
+    taken from their tiles. Raises `DataError`."""
     if by is None and (val is not None or seed is not None): by = self.manifest['split_by']
     if by is None: held = self._split[self.indices] == 1
     else:
         if by not in SPLITS: raise DataError(f"by: expected {', '.join(SPLITS)}, found {by!r}")
         groups = None if by == 'random' else self.pseudo_slides if by == 'pseudo_slide' else self.groups
-        if by == 'group' and groups is None: raise DataError(f'{self.path}: no groups are known; choose pseudo_slide or random')
-        held = hold_out(self.labels, self.classes, self.manifest['val'] if val is None else val, self.manifest['seed'] if seed is None else seed, groups) == 1
+        if by == 'group' and groups is None:
+            raise DataError(f'{self.path}: no groups are known; choose pseudo_slide or random')
+        held = hold_out(self.labels, self.classes, self.manifest['val'] if val is None else val,
+            self.manifest['seed'] if seed is None else seed, groups) == 1
     return self.subset(np.flatnonzero(~held), 'train'), self.subset(np.flatnonzero(held), 'val')
 
 @patch(as_prop=True)
@@ -534,7 +604,8 @@ def tensors(self:TileStore,
 
 # %% ../nbs/05_tiles.ipynb #e9b98edf
 class Batches:
-    "An endless iterator of (float32 `[batch, 3, size, size]` in [-1, 1], int64 `[batch]`), two batches ahead in a thread."
+    """An endless iterator of (float32 `[batch, 3, size, size]` in [-1, 1], int64 `[batch]`), two batches ahead in a
+    thread."""
     def __init__(self,
         store,                # a `TileStore` or a view of one
         batch:int,            # tiles per step of this process
@@ -547,10 +618,13 @@ class Batches:
         balance:bool=False,   # every class equally often, however many tiles it has
     ):
         if not len(store): raise DataError(f'{store}: no tiles to draw from')
-        if batch < 1 or start < 0 or not 0 <= rank < world: raise DataError(f'expected batch >= 1, start >= 0, 0 <= rank < world; found {batch=} {start=} {rank=} {world=}')
+        if batch < 1 or start < 0 or not 0 <= rank < world:
+            raise DataError(f'expected batch >= 1, start >= 0, 0 <= rank < world; found {batch=} {start=} {rank=} '
+                f'{world=}')
         self.store, self.batch, self.seed, self.rank, self.world, self.dihedral, self.balance = store, batch, seed, rank, world, dihedral, balance
         self.classes = [np.flatnonzero(store.labels == k) for k in range(len(store.classes))] if balance else None
-        if balance and not all(map(len, self.classes)): raise DataError(f'{store}: a class without tiles cannot be balanced')
+        if balance and not all(map(len, self.classes)):
+            raise DataError(f'{store}: a class without tiles cannot be balanced')
         self.position = self._next = start   # of the batch that comes next; of the one to be read next
         self._ahead, self._pool, self._orders = deque(), ThreadPoolExecutor(1, 'tiles'), {}
 
@@ -574,7 +648,8 @@ class Batches:
     def _read(self, start):
         items = [self.item(start + self.rank + self.world * j) for j in range(self.batch)]
         x = from_uint8(np.stack([self.store[i][0] for i, _ in items]))
-        return torch.stack([dihedral(v, k) for v, (_, k) in zip(x, items)]), torch.tensor(self.store.labels[[i for i, _ in items]])
+        return torch.stack([dihedral(v, k) for v, (_, k) in zip(x, items)]), torch.tensor(self.store.labels[[i for i,
+            _ in items]])
 
     def __iter__(self): return self
 

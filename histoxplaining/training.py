@@ -30,10 +30,14 @@ from .training_step import TrainConfig, TrainState, align_w, class_vectors, reso
 
 # %% ../nbs/22_training.ipynb #be3d2e6d
 PRESETS = {
-    'cpu64':    dict(channel_base=2048, channel_max=128, batch=16, kimg=100, ae_kimg=15, warm_kimg=5, snap_kimg=2.5),   # 64 px on two CPU cores: 2 to 3 hours
-    'auto':     dict(),                                                                                               # by size and device
-    'histo256': dict(channel_base=16384, channel_max=512, batch=32, kimg=5000, disc='both', aug='ada', r1_gamma=1., ema_kimg=10.),
-    'nct256':   dict(channel_base=16384, channel_max=512, batch=32, kimg=10000, disc='both', aug='ada', r1_gamma=1., ema_kimg=10., balance=True),
+    # 64 px on two CPU cores: 2 to 3 hours
+    'cpu64':    dict(channel_base=2048, channel_max=128, batch=16, kimg=100, ae_kimg=15, warm_kimg=5, snap_kimg=2.5),
+    # by size and device
+    'auto':     dict(),
+    'histo256': dict(channel_base=16384, channel_max=512, batch=32, kimg=5000, disc='both', aug='ada', r1_gamma=1.,
+        ema_kimg=10.),
+    'nct256':   dict(channel_base=16384, channel_max=512, batch=32, kimg=10000, disc='both', aug='ada', r1_gamma=1.,
+        ema_kimg=10., balance=True),
 }
 
 def preset(
@@ -54,12 +58,14 @@ def weights_to_start_from(
     with tempfile.TemporaryDirectory() as tmp:
         folder = convert(path, Path(tmp)/'model') if path.is_file() else path/'model' if (path/'model').is_dir() else path
         G, E, _, card = load_model(folder)
-        D = load_network(Discriminator, Path(folder)/'discriminator.safetensors') if (Path(folder)/'discriminator.safetensors').exists() else None
+        D = load_network(Discriminator,
+            Path(folder)/'discriminator.safetensors') if (Path(folder)/'discriminator.safetensors').exists() else None
     return G, E, D, card
 
 def _embedding(old, known, classes):
     "Columns of a class embedding by name; new classes begin as the mean of the known."
-    if old.shape[1] == len(classes) and not set(known) & set(classes): return old              # classes without names keep their order
+    # classes without names keep their order
+    if old.shape[1] == len(classes) and not set(known) & set(classes): return old
     out = old.mean(1, keepdim=True).expand(-1, len(classes)).clone()
     for i, c in enumerate(classes):
         if c in known: out[:, i] = old[:, known.index(c)]
@@ -71,25 +77,32 @@ def transplant(
     classes, known=(),       # their classes
     what:str='G',            # for messages
 )->list:
-    "Copy a donor's weights; from half the size, the new finest block begins silent. Returns the names that it did not have. Raises `CheckpointError` for one that has another shape."
+    """Copy a donor's weights; from half the size, the new finest block begins silent. Returns the names that it did
+    not have. Raises `CheckpointError` for one that has another shape."""
     mine, theirs, fresh, growing = net.state_dict(), donor.state_dict(), [], net.size == 2 * donor.size
     finer = growing and net.init.get('feat_res') != donor.init.get('feat_res')
     if net.size not in (donor.size, 2 * donor.size):
-        raise CheckpointError(f'{what}: the weights to start from draw {donor.size} px, the tiles have {net.size}: expected a model of {net.size} px, or of {net.size // 2} px to grow from')
+        raise CheckpointError(f'{what}: the weights to start from draw {donor.size} px, the tiles have {net.size}: '
+            f'expected a model of {net.size} px, or of {net.size // 2} px to grow from')
     for k, v in mine.items():
         w = theirs.get(k)
         if k.endswith('mapping.embed.weight') and w is not None: w = _embedding(w, list(known), list(classes))
-        if k == 'mapping.fc0.weight' and w is not None and w.shape[1] < v.shape[1]:            # it had no classes: their half begins at zero, and the gain of a wider layer is smaller
+        # it had no classes: their half begins at zero, and the gain of a wider layer is smaller
+        if k == 'mapping.fc0.weight' and w is not None and w.shape[1] < v.shape[1]:
             w = torch.cat([w * math.sqrt(v.shape[1] / w.shape[1]), v.new_zeros(len(v), v.shape[1] - w.shape[1])], 1)
         if w is None: fresh.append(k)
-        elif k.split('.')[-2] == 'layout' and finer: fresh.append(k)                          # a finer layout code has to be learnt anew
-        elif w.shape != v.shape: raise CheckpointError(f'{what}.{k}: {list(v.shape)} in this configuration, {list(w.shape)} in the weights to start from; leave channel_base, channel_max, map_layers and feat_channels to them')
+        # a finer layout code has to be learnt anew
+        elif k.split('.')[-2] == 'layout' and finer: fresh.append(k)
+        elif w.shape != v.shape:
+            raise CheckpointError(f'{what}.{k}: {list(v.shape)} in this configuration, {list(w.shape)} in the weights '
+                f'to start from; leave channel_base, channel_max, map_layers and feat_channels to them')
         else: v.copy_(w)
     if growing: _silence(net, donor)
     return fresh
 
 def _silence(net, donor):
-    "Let a block that a donor of half the size did not have begin without effect: the first pictures are the donor's, enlarged, and so is what an encoder or discriminator sees."
+    """Let a block that a donor of half the size did not have begin without effect: the first pictures are the
+    donor's, enlarged, and so is what an encoder or discriminator sees."""
     block = f'b{net.size}'
     if isinstance(net, Generator):
         rgb = net.synthesis.get_submodule(block).torgb
@@ -97,8 +110,11 @@ def _silence(net, donor):
         return
     new, old = net.get_submodule(block), donor.get_submodule(f'b{donor.size}').fromrgb
     half, k = len(new.fromrgb.weight) // 2, new.fromrgb.weight.shape[1]
-    if half < k: raise CheckpointError(f'{block}: {2 * half} channels cannot carry a picture through; choose a larger channel_base')
-    pairs = torch.cat([torch.eye(k), -torch.eye(k)])[..., None, None]  # v and -v: what leaky ReLU takes from one, the other keeps
+    if half < k:
+        raise CheckpointError(f'{block}: {2 * half} channels cannot carry a picture through; choose a larger '
+            f'channel_base')
+    # v and -v: what leaky ReLU takes from one, the other keeps
+    pairs = torch.cat([torch.eye(k), -torch.eye(k)])[..., None, None]
     for conv, w in ((new.fromrgb, pairs), (new.conv0, torch.eye(2 * k)[..., None, None])):
         n = w.shape[1]
         conv.weight[:2 * k] = 0
@@ -113,13 +129,19 @@ def _begin(st, cfg, classes, start):
     "Put somebody's weights into a fresh state; say what was not there."
     for k, donor in zip('GED', start[:3]):
         if k not in st.nets: continue
-        new = [n for n in transplant(st.nets[k], donor, classes, start[3].get('classes', ()), k) if not n.endswith('cond_weight')] if donor is not None else ['all']
-        lost = [n for n in donor.state_dict() if n not in st.nets[k].state_dict() and 'fromrgb' not in n] if donor is not None else []
-        if lost and rank() == 0: print(f'init: {len(lost)} weights of {k} have no place in this configuration, such as {lost[0]}')
-        if new and rank() == 0: print(f"init: {k} starts afresh{'' if new == ['all'] else f' at {len(new)} weights, such as {new[0]}'}: not in {cfg.init}")
+        new = [n for n in transplant(st.nets[k], donor, classes, start[3].get('classes', ()), k)
+            if not n.endswith('cond_weight')] if donor is not None else ['all']
+        lost = [n for n in donor.state_dict() if n not in st.nets[k].state_dict()
+            and 'fromrgb' not in n] if donor is not None else []
+        if lost and rank() == 0:
+            print(f'init: {len(lost)} weights of {k} have no place in this configuration, such as {lost[0]}')
+        if new and rank() == 0:
+            print(f"init: {k} starts afresh{'' if new == ['all'] else f' at {len(new)} weights, such as {new[0]}'}: "
+                f"not in {cfg.init}")
     st.average_afresh()
     told = PixelRange.of(start[3].get('pixel_range', 'pm1'))
-    if told != PixelRange() and rank() == 0: print(f'init: its pictures are in another range ({told}); training has to bring them to [-1, 1] first')
+    if told != PixelRange() and rank() == 0:
+        print(f'init: its pictures are in another range ({told}); training has to bring them to [-1, 1] first')
 
 @torch.no_grad()
 def _units(st, cfg, store):
@@ -130,7 +152,8 @@ def _units(st, cfg, store):
 
 def _shaped(cfg, old):
     "A configuration whose networks have the shape of those in a checkpoint, wherever nothing else is asked for."
-    names = ('channel_base', 'channel_max', 'map_layers', 'const_channels') + (() if old['arch'] == 'stylegan2' else ('feat_channels', 'feat_res'))
+    names = ('channel_base', 'channel_max', 'map_layers',
+        'const_channels') + (() if old['arch'] == 'stylegan2' else ('feat_channels', 'feat_res'))
     return replace(cfg, **{k: old[k] for k in names if k in old and getattr(cfg, k) is None})
 
 def _prepare(cfg, state, classifier):
@@ -139,15 +162,23 @@ def _prepare(cfg, state, classifier):
     store = TileStore(cfg.data)
     start = weights_to_start_from(cfg.init) if cfg.init and state is None else None
     cfg = resolve(cfg, store.size, start[0].init if start else None)
-    if start and cfg.arch == 'translator' and start[0].size != store.size: raise HxError(f'{cfg.init}: draws {start[0].size} px, the tiles of {cfg.data} have {store.size}: build a store of that size (hx_tiles --size {start[0].size})')
+    if start and cfg.arch == 'translator' and start[0].size != store.size:
+        raise HxError(f'{cfg.init}: draws {start[0].size} px, the tiles of {cfg.data} have {store.size}: build a store '
+            f'of that size (hx_tiles --size {start[0].size})')
     clf = None
     if cfg.arch != 'stylegan2' or cfg.cond == 'classifier' and cfg.cgan:
-        if classifier is None: raise HxError(f'{cfg.arch} needs the classifier that is to be explained: make one with hx_classifier and pass --classifier_ckpt')
+        if classifier is None:
+            raise HxError(f'{cfg.arch} needs the classifier that is to be explained: make one with hx_classifier and '
+                f'pass --classifier_ckpt')
         clf = classifier if isinstance(classifier, Classifier) else Classifier.load(classifier)
-        if tuple(clf.classes) != tuple(store.classes): raise HxError(f'the classifier knows {", ".join(clf.classes)}; the tiles of {cfg.data} are {", ".join(store.classes)}')
+        if tuple(clf.classes) != tuple(store.classes):
+            raise HxError(f'the classifier knows {", ".join(clf.classes)}; the tiles of {cfg.data} are '
+                f'{", ".join(store.classes)}')
         clf = clf.frozen().to(cfg.device)
         if rank() == 0: check_names(clf, store)
-        if not clf.portable and rank() == 0: print('the classifier has no architecture name and is no TorchScript program: it does not travel with the model and has to be given again at loading')
+        if not clf.portable and rank() == 0:
+            print('the classifier has no architecture name and is no TorchScript program: it does not travel with the '
+                'model and has to be given again at loading')
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)                                    # initial weights
         st = TrainState(cfg, len(store.classes))
@@ -161,7 +192,8 @@ def _prepare(cfg, state, classifier):
 
 # %% ../nbs/22_training.ipynb #bc442101
 class Gallery:
-    "Tiles that a run is looked at with: a sample of held-out ones, and of training ones whose layout codes and classes samples are given."
+    """Tiles that a run is looked at with: a sample of held-out ones, and of training ones whose layout codes and
+    classes samples are given."""
     def __init__(self, store, cfg, n_held=64, n_train=1024):
         held = store.val if len(store.val) else store.train
         pick = lambda s, n, name: torch.randperm(len(s), generator=stream(cfg.seed, name))[:n].tolist()
@@ -177,7 +209,8 @@ def samples(
     label:int|None=None,
     seed:int=0,                # of z
 )->tuple:
-    "Pictures of the averaged generator `[n, 3, size, size]` and the classes they were asked for: z is new, class vector and layout code are those of two different training tiles."
+    """Pictures of the averaged generator `[n, 3, size, size]` and the classes they were asked for: z is new, class
+    vector and layout code are those of two different training tiles."""
     G, E, dev = st.ema['G'], st.ema['E'] if 'E' in st.ema else None, cfg.device
     of = np.arange(len(gallery.train)) if label is None else np.flatnonzero((gallery.labels == label).numpy())
     pick = of[np.arange(n) % len(of)]
@@ -198,7 +231,8 @@ def sample_grid(st, cfg, gallery, cols=8):
     G, E, dev = st.ema['G'], st.ema['E'] if 'E' in st.ema else None, cfg.device
     z = torch.randn(cols, G.z_dim, generator=stream(cfg.seed, 'grid')).to(dev)
     feat = E.encode(gallery.train[:cols].to(dev))[1] if E is not None else None
-    rows = [G.synthesis(G.mapping(z, c), feat, noise_mode='const' if cfg.noise else 'none') for c in ([torch.eye(G.c_dim, device=dev)[[k] * cols] for k in range(G.c_dim)] if G.c_dim else [None])]
+    rows = [G.synthesis(G.mapping(z, c), feat, noise_mode='const' if cfg.noise else 'none')
+        for c in ([torch.eye(G.c_dim, device=dev)[[k] * cols] for k in range(G.c_dim)] if G.c_dim else [None])]
     return grid(to_uint8(torch.cat(rows)), cols)
 
 @torch.no_grad()
@@ -215,7 +249,8 @@ def validate(st, cfg, clf, dist, x):
         r = torch.cat([reconstruct(st, cfg, b, layout) for b in x.split(32)])
         out[f'val_l1{name}'] = (r - x).abs().mean().item()
         out[f'val_perceptual{name}'] = torch.cat([dist(a, b) for a, b in zip(r.split(32), x.split(32))]).mean().item()
-        if clf is not None: out[f'val_agree{name}'] = (clf(r.clamp(-1, 1)).argmax(1) == clf(x).argmax(1)).float().mean().item()
+        if clf is not None:
+            out[f'val_agree{name}'] = (clf(r.clamp(-1, 1)).argmax(1) == clf(x).argmax(1)).float().mean().item()
     return out
 
 # %% ../nbs/22_training.ipynb #becb0f25
@@ -225,30 +260,38 @@ def health(st, cfg, clf, gallery, eyes, n=64):
     out = {}
     for k, c in enumerate(gallery.classes):
         mine = gallery.train[(gallery.labels == k)][:n]
-        if len(mine) > 1: out[f'diversity/{c}'] = spread(eyes(samples(st, cfg, clf, gallery, len(mine), k if cfg.cgan else None)[0].cpu())) / max(spread(eyes(mine)), 1e-9)
+        if len(mine) > 1:
+            out[f'diversity/{c}'] = spread(eyes(samples(st, cfg, clf, gallery, len(mine),
+                k if cfg.cgan else None)[0].cpu())) / max(spread(eyes(mine)), 1e-9)
     if 'E' in st.ema and cfg.arch == 'StyleEx' and st.nimg > cfg.ae_kimg * 1000:
         G, tiles = st.ema['G'], gallery.train[:512].to(cfg.device)
         enc = torch.cat([st.ema['E'](b)[:, 0] for b in tiles.split(64)])
-        c = class_vectors(st, cfg, torch.cat([clf(b) for b in tiles.split(64)]), clf, gallery.labels[:512].to(cfg.device))
-        out['probe_auc'] = probe_auc(enc.cpu(), G.mapping(draw((G.z_dim,), cfg.seed, 'probe', range(len(tiles))).to(cfg.device), c)[:, 0].cpu())
+        c = class_vectors(st, cfg, torch.cat([clf(b) for b in tiles.split(64)]), clf,
+            gallery.labels[:512].to(cfg.device))
+        out['probe_auc'] = probe_auc(enc.cpu(), G.mapping(draw((G.z_dim,), cfg.seed, 'probe',
+            range(len(tiles))).to(cfg.device), c)[:, 0].cpu())
     return out
 
 class Yardstick:
     "Measures samples against training tiles, in two feature spaces; the tiles' vectors are kept."
     def __init__(self, cfg, gallery):
-        small = dict(size=max(cfg.size, 64), device=cfg.device)         # AlexNet's strides leave nothing of smaller pictures
+        # AlexNet's strides leave nothing of smaller pictures
+        small = dict(size=max(cfg.size, 64), device=cfg.device)
         self.features = [features('lite0', **small)] + ([features('alexnet', **small)] if alexnet_weights() else [])
         self.gallery = gallery
         self.real = {}
 
     def __call__(self, st, cfg, clf):
-        "Row of figures: `kid/lite0`, `fd64/lite0` (64 principal components), likewise per class, and the `score`: lower is better."
+        """Row of figures: `kid/lite0`, `fd64/lite0` (64 principal components), likewise per class, and the `score`:
+        lower is better."""
         x, y = samples(st, cfg, clf, self.gallery, cfg.metrics_n, seed=1)
         fake, out = to_uint8(x), {}
         for f in self.features:
             if f.name not in self.real: self.real[f.name] = f(to_uint8(self.gallery.train[:cfg.metrics_n]))
             a, b = self.real[f.name], f(fake)
-            for c, i, j in [('', slice(None), slice(None)), *((f'/{c}', (self.gallery.labels[:len(a)] == k).numpy(), (y == k).numpy()) for k, c in enumerate(self.gallery.classes))]:
+            for c, i, j in [('', slice(None), slice(None)),
+                    *((f'/{c}', (self.gallery.labels[:len(a)] == k).numpy(), (y == k).numpy()) for k,
+                    c in enumerate(self.gallery.classes))]:
                 if c and min(len(a[i]), len(b[j])) < 64: continue
                 sets = FeatureSet(a[i], f), FeatureSet(b[j], f)
                 out[f'kid/{f.name}{c}'] = float(kid(*sets, subsets=20))
@@ -321,7 +364,8 @@ class _Log:
     def means(self):
         "Over steps and processes; starts anew."
         v = [self.sums[k] / torch.as_tensor(self.counts[k]).clamp_min(1) for k in sorted(self.sums)]
-        out = {k: m.item() for k, m in zip(sorted(self.sums), average([torch.as_tensor(x, dtype=torch.float32) for x in v], 'log figures'))}
+        out = {k: m.item() for k, m in zip(sorted(self.sums),
+            average([torch.as_tensor(x, dtype=torch.float32) for x in v], 'log figures'))}
         self.__init__()
         return out
 
@@ -331,12 +375,16 @@ def _disk(run):
     try: yield
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO): raise
-        raise CheckpointError(f'{run.path}: cannot be written ({e.strerror}). Training stops; the newest checkpoint is complete: make room, then continue with --ckpt {run.path}') from None
+        raise CheckpointError(f'{run.path}: cannot be written ({e.strerror}). Training stops; the newest checkpoint is '
+            f'complete: make room, then continue with --ckpt {run.path}') from None
 
-def _no_memory(e): return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e, RuntimeError) and 'alloc' in str(e) and 'memory' in str(e)
+def _no_memory(e):
+    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e,
+        RuntimeError) and 'alloc' in str(e) and 'memory' in str(e)
 
 def _card(run, st, cfg, store):
-    return dict(name=run.path.name, arch=cfg.arch, classes=list(store.classes), size=cfg.size, nimg=st.nimg, data=str(Path(cfg.data).resolve()), data_hash=store.hash,
+    return dict(name=run.path.name, arch=cfg.arch, classes=list(store.classes), size=cfg.size, nimg=st.nimg,
+        data=str(Path(cfg.data).resolve()), data_hash=store.hash,
                 noise=cfg.noise, mpp=store.manifest.get('mpp'), pixel_range=[-1, 1], config=asdict(cfg))
 
 @torch.no_grad()
@@ -349,16 +397,21 @@ def translated(st, x, target, **asked):
 
 @torch.no_grad()
 def _look_translated(run, st, cfg, clf, dist, gallery):
-    "Tiles, reconstructions and both answers of a translator at three closenesses; how often they convince, and how much they change."
+    """Tiles, reconstructions and both answers of a translator at three closenesses; how often they convince, and how
+    much they change."""
     x, row = gallery.held.to(cfg.device), dict(nimg=st.nimg, snapshot=True)
     source = torch.cat([clf(b) for b in x.split(32)]).argmax(1)
     target, recon = (source + 1) % st.T.n_classes, torch.cat([reconstruct(st, cfg, b) for b in x.split(32)])
     shown = [x[:12], recon[:12]]
     for typical, word in ((False, 'needed'), (True, 'typical')):
         for near in (1., .5, 0.):
-            y = torch.cat([translated(st, b, t, typical=typical, closeness=near) for b, t in zip(x.split(32), target.split(32))])
-            p = torch.cat([(clf(b.clamp(-1, 1)) / clf.temperature).softmax(1) for b in y.split(32)]).gather(1, target[:, None])
-            row |= {f'flips/{word}_{near:g}': (p > .9).float().mean().item(), f'area/{word}_{near:g}': ((y.clamp(-1, 1) - recon.clamp(-1, 1)).abs().amax(1) > .2).float().mean().item()}
+            y = torch.cat([translated(st, b, t, typical=typical, closeness=near) for b,
+                t in zip(x.split(32), target.split(32))])
+            p = torch.cat([(clf(b.clamp(-1, 1)) / clf.temperature).softmax(1) for b in y.split(32)]).gather(1,
+                target[:, None])
+            row |= {f'flips/{word}_{near:g}': (p > .9).float().mean().item(),
+                f'area/{word}_{near:g}': ((y.clamp(-1, 1) -
+                recon.clamp(-1, 1)).abs().amax(1) > .2).float().mean().item()}
             shown.append(y[:12])
     write_png(run.path/'samples'/f'translated_{st.nimg / 1000:08.2f}.png', grid(to_uint8(torch.cat(shown)), 12))
     return row
@@ -371,7 +424,9 @@ def _look(run, st, cfg, clf, dist, gallery, eyes):
     row = dict(nimg=st.nimg, snapshot=True)
     if 'E' in st.ema:
         x = gallery.held[:8].to(cfg.device)
-        write_png(run.path/'samples'/f'real_vs_encoded_{k}.png', grid(np.concatenate([to_uint8(x), to_uint8(reconstruct(st, cfg, x)), to_uint8(reconstruct(st, cfg, x, layout=False))]), len(x)))
+        write_png(run.path/'samples'/f'real_vs_encoded_{k}.png',
+            grid(np.concatenate([to_uint8(x), to_uint8(reconstruct(st, cfg, x)),
+            to_uint8(reconstruct(st, cfg, x, layout=False))]), len(x)))
         row |= validate(st, cfg, clf, dist, gallery.held.to(cfg.device))
     if st.nimg > cfg.ae_kimg * 1000 and cfg.arch != 'autoencoder': row |= health(st, cfg, clf, gallery, eyes)
     return row
@@ -389,7 +444,8 @@ def duration(
     return f'{h} h {m:02d} min' if h < 48 else f'{h // 24} d {h % 24} h'
 
 class Run:
-    "A run: networks, tiles, and what happened since the last line of its log. `step`, `log`, `snapshot` and `rollback` are what the loop in `train` is made of."
+    """A run: networks, tiles, and what happened since the last line of its log. `step`, `log`, `snapshot` and
+    `rollback` are what the loop in `train` is made of."""
     def __init__(self, cfg, output, classifier, ckpt, callback, quiet):
         self.lead, self.callback, ckpt = rank() == 0, callback, None if ckpt is None else Path(ckpt)
         self.say = print if self.lead and not quiet else lambda *a: None
@@ -397,14 +453,16 @@ class Run:
         self._may_write(output, ckpt)
         cfg, st = self.cfg, self.st
         self.dist = perceptual(cfg.perceptual).to(cfg.device) if cfg.arch != 'stylegan2' else None
-        path = Path(share(str((RunDir(output).create() if output is not None else RunDir.new()).path) if self.lead else None))
+        path = Path(share(str((RunDir(output).create() if output is not None else RunDir.new()).path) if self.lead
+            else None))
         self.dir = RunDir(path, cfg.keep, round(cfg.milestone_kimg * 1000))
         self.seen, self.pending, self.signs, self.tolerant, self.headed, self.alarmed = _Log(), [], {}, world() == 1, False, set()
         self.first, self.end = st.nimg, math.ceil((cfg.kimg * 1000 - st.nimg) / cfg.batch) * cfg.batch + st.nimg
         if self.lead: self._set_up()
         self.live = Live(self.dir) if IN_NOTEBOOK and self.lead and not quiet else None
         steps = (self.end - st.nimg) // cfg.batch
-        self.bar = progress_bar(range(steps)) if steps and self.lead and not quiet and (IN_NOTEBOOK or sys.stdout.isatty()) else None
+        self.bar = progress_bar(range(steps)) if steps and self.lead and not quiet and (IN_NOTEBOOK
+            or sys.stdout.isatty()) else None
         if self.bar is not None: self.bar.on_iter_begin(); self.bar.update(0)
         self.begun, self.batches = time.time(), self._batches()
 
@@ -420,7 +478,8 @@ class Run:
         if ckpt is not None and self.st.nimg >= self.cfg.kimg * 1000:
             raise HxError(f'{ckpt}: already at {self.st.nimg / 1000:g} thousand images; ask for more with --kimg')
         if output is None or not RunDir(output).states(): return
-        if ckpt is None or ckpt.resolve() not in (Path(output).resolve(), *[p.resolve() for p in Path(output).glob('state/*.pt')]):
+        if ckpt is None or ckpt.resolve() not in (Path(output).resolve(),
+                *[p.resolve() for p in Path(output).glob('state/*.pt')]):
             raise HxError(f'{output}: already holds a run; continue it with --ckpt {output}, or choose another folder')
 
     def _set_up(self):
@@ -432,12 +491,14 @@ class Run:
             write_json(self.dir.path/'config.json', asdict(cfg))
             self.dir.rewind(st.nimg)
         procs = f', {world()} processes' if world() > 1 else ''
-        self.say(f'{self.dir.path}: {cfg.arch} on {len(store.train)} tiles of {", ".join(store.classes)}, {cfg.size} px, from {st.nimg / 1000:.2f} to {cfg.kimg} kimg on {cfg.device}'
+        self.say(f'{self.dir.path}: {cfg.arch} on {len(store.train)} tiles of {", ".join(store.classes)}, {cfg.size} '
+            f'px, from {st.nimg / 1000:.2f} to {cfg.kimg} kimg on {cfg.device}'
                  f'{" in bfloat16" if cfg.bf16 else ""}{procs}')
 
     def _batches(self):
         cfg = self.cfg
-        return Batches(self.store.train, cfg.batch // world(), seed=cfg.seed, start=self.st.nimg, rank=rank(), world=world(), balance=cfg.balance)
+        return Batches(self.store.train, cfg.batch // world(), seed=cfg.seed, start=self.st.nimg, rank=rank(),
+            world=world(), balance=cfg.balance)
 
     def due(self, kimg):
         "Whether the last step crossed a multiple of so many thousand images."
@@ -469,14 +530,17 @@ class Run:
         try: self.cfg = resolve(replace(self.cfg, batch_gpu=was // 2), self.store.size)
         except HxError: raise error from None
         self.st.parts *= 2
-        self.say(f'not enough memory for {was} images at a time: going on with {self.cfg.batch_gpu}, from the newest checkpoint')
+        self.say(f'not enough memory for {was} images at a time: going on with {self.cfg.batch_gpu}, from the newest '
+            f'checkpoint')
         self.rollback(1.)
 
     def _judged(self):
-        "Name what was not finite in the steps since the last time. Gives the row to log when the guard wants to go back."
+        """Name what was not finite in the steps since the last time. Gives the row to log when the guard wants to go
+        back."""
         for before, terms, left_out in self.pending:
             if not (bad := [k for k, v in left_out.items() if v]): continue
-            names = [k for k, v in terms.items() if not torch.isfinite(v)] or [f'gradient of the {k} phase' for k in bad]
+            names = [k for k, v in terms.items() if not torch.isfinite(v)] or [f'gradient of the {k} phase'
+                for k in bad]
             row = dict(not_finite=names, left_out=bad, after=before, action=self.st.guard.judge(before, names))
             did = 'the step was left out' if row['action'] == 'skip' else 'too often; back to the newest checkpoint, at half the learning rate'
             self.say(f"{', '.join(names)} not finite after {before} images: {did}")
@@ -505,14 +569,16 @@ class Run:
         if self.callback: self.callback(row)
         if self.live: self.live(row)
         for a in row.get('alarms', ()):
-            if (kind := a.split(':')[0].rstrip('0123456789. ')) in self.alarmed: continue      # once; the log has them all
+            # once; the log has them all
+            if (kind := a.split(':')[0].rstrip('0123456789. ')) in self.alarmed: continue
             self.alarmed.add(kind)
             self.say(f'ALARM at {self.st.nimg / 1000:.2f} kimg: {a}')
 
     def log(self):
         "The means since the last time, as a line."
         st, cfg, now, steps = self.st, self.cfg, time.time(), self.seen.steps
-        row = {'nimg': st.nimg, **self.seen.means(), 'img_s': steps * cfg.batch / (now - self.begun), 'seconds': st.seconds + now - self.begun}
+        row = {'nimg': st.nimg, **self.seen.means(), 'img_s': steps * cfg.batch / (now - self.begun),
+            'seconds': st.seconds + now - self.begun}
         if cfg.device != 'cpu': row['peak_mb'] = torch.cuda.max_memory_allocated() / 2**20
         st.seconds, self.begun = row['seconds'], now
         self.signs = {k: row[k] for k in ('sign_real', 'sign_fake', 'proj_real', 'proj_fake') if k in row}
@@ -520,28 +586,34 @@ class Run:
         self._show(row)
 
     def _show(self, row):
-        "The line that a person reads: how far, how long yet, how fast, and the one figure that says most; everything else is in the log."
+        """The line that a person reads: how far, how long yet, how fast, and the one figure that says most;
+        everything else is in the log."""
         name = next((k for k in ('perceptual', 'near', 'g_adv', 'g_proj') if k in row), None)
         done, left = self.st.nimg / self.end, (self.end - self.st.nimg) / max(row['img_s'], 1e-9)
         line = f"{self.st.nimg / 1000:9.2f} {done:7.0%} {duration(left):>12} {row['img_s']:9.1f}" + (f' {row[name]:12.3f}' if name else '')
         if self.bar is not None: self.bar.comment = line
         else:
-            if not self.headed: self.say(f"{'kimg':>9} {'done':>7} {'left':>12} {'images/s':>9}" + (f' {name:>12}' if name else ''))
+            if not self.headed:
+                self.say(f"{'kimg':>9} {'done':>7} {'left':>12} {'images/s':>9}" + (f' {name:>12}' if name else ''))
             self.headed = True
             self.say(line)
 
     def snapshot(self, look=True, measure=False):
         "Everything that should survive. Returns whether it is time to stop early."
         st, cfg, row = self.st, self.cfg, {}
-        if look:                                        # the log first: what is logged after the newest state is forgotten when it is gone on from
-            with _disk(self.dir): row = _look(self.dir, st, cfg, self.clf, self.dist, self.gallery, self.eyes) | self.signs
+        # the log first: what is logged after the newest state is forgotten when it is gone on from
+        if look:
+            with _disk(self.dir):
+                row = _look(self.dir, st, cfg, self.clf, self.dist, self.gallery, self.eyes) | self.signs
             if measure:
                 row |= self.yardstick(st, cfg, self.clf)
                 st.since_best = 0 if self.dir.best is None or row['score'] < self.dir.best['score'] else st.since_best + 1
             row |= {'alarms': a} if (a := alarms(row)) else {}
             self.tell(row)
-            some = {k: row[k] for k in ('val_perceptual', 'val_agree', 'score', 'flips/needed_0', 'flips/needed_1', 'probe_auc') if isinstance(row.get(k), float)}
-            self.say(f"          pictures and checkpoint saved" + (': ' + ', '.join(f'{k} {v:.3f}' for k, v in some.items()) if some else ''))
+            some = {k: row[k] for k in ('val_perceptual', 'val_agree', 'score', 'flips/needed_0', 'flips/needed_1',
+                'probe_auc') if isinstance(row.get(k), float)}
+            self.say(f"          pictures and checkpoint saved" +
+                (': ' + ', '.join(f'{k} {v:.3f}' for k, v in some.items()) if some else ''))
         with _disk(self.dir):
             ema = {k: st.ema[k] if k in st.ema else None for k in 'GET'}
             save_model(self.dir.model, ema['G'], ema['E'], self.clf, _card(self.dir, st, cfg, self.store), T=ema['T'])
@@ -553,8 +625,10 @@ class Run:
         "Where the autoencoder's time ends: give encoded tiles the place in W that mapped samples have."
         st, cfg, train = self.st, self.cfg, self.store.train
         if cfg.arch != 'StyleEx' or not cfg.ae_kimg or not st.nimg >= cfg.ae_kimg * 1000 > st.nimg - cfg.batch: return
-        tiles, labels = (v.to(cfg.device) for v in train.tensors(torch.randperm(len(train), generator=stream(cfg.seed, 'align'))[:2048].tolist()))
-        c = torch.cat([class_vectors(st, cfg, self.clf(b), self.clf, l) for b, l in zip(tiles.split(64), labels.split(64))]) if cfg.cgan else None
+        tiles, labels = (v.to(cfg.device) for v in train.tensors(torch.randperm(len(train),
+            generator=stream(cfg.seed, 'align'))[:2048].tolist()))
+        c = torch.cat([class_vectors(st, cfg, self.clf(b), self.clf, l) for b,
+            l in zip(tiles.split(64), labels.split(64))]) if cfg.cgan else None
         align_w(st, cfg, tiles, c)
 
 # %% ../nbs/22_training.ipynb #e1196c22
@@ -566,8 +640,10 @@ def train(
     callback=None,                 # called with the dict of every log line
     quiet:bool=False,              # print nothing
 )->RunDir:
-    "Train, or continue, until `cfg.kimg`: networks, log, sample grids and checkpoints go to the run folder. Stops after the step, with everything saved, on SIGINT and SIGTERM. Raises `HxError`."
-    with together(cfg.device) as device: return _train(replace(cfg, device=device), output, classifier, ckpt, callback, quiet)
+    """Train, or continue, until `cfg.kimg`: networks, log, sample grids and checkpoints go to the run folder. Stops
+    after the step, with everything saved, on SIGINT and SIGTERM. Raises `HxError`."""
+    with together(cfg.device) as device:
+        return _train(replace(cfg, device=device), output, classifier, ckpt, callback, quiet)
 
 def _train(cfg, output, classifier, ckpt, callback, quiet):
     run = Run(cfg, output, classifier, ckpt, callback, quiet)
@@ -587,7 +663,8 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
                 run.begun += time.time() - tick             # pictures and checkpoints are not counted as training time
     if stop:
         run.tell(dict(nimg=st.nimg, stopped=stop))
-        run.say(f'stopped ({stop}) at {st.nimg / 1000:.2f} kimg; everything is saved: continue with --ckpt {run.dir.path}')
+        run.say(f'stopped ({stop}) at {st.nimg / 1000:.2f} kimg; everything is saved: continue with --ckpt '
+            f'{run.dir.path}')
     return run.dir
 
 # %% ../nbs/22_training.ipynb #71cd89fb

@@ -15,7 +15,8 @@ from .files import CheckpointError, HxError, draw, stream
 from .layers import bfloat16_pays, reduced
 from .networks import Discriminator, Encoder, Generator, ProjectedDiscriminator
 from .augmentation import AdaptiveP, Augment, light, random_view
-from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logistic, g_hinge, g_nonsaturating, path_lengths, r1_penalty, sliced_wasserstein, style_distance, texture_statistics)
+from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logistic, g_hinge,
+    g_nonsaturating, path_lengths, r1_penalty, sliced_wasserstein, style_distance, texture_statistics)
 from .distributed import average, gather, places, world
 from .monitoring import Guard
 from .translator import Translator, told_class, translator_terms
@@ -116,30 +117,47 @@ def resolve(
     if cfg.disc is not None: _one_of('disc', cfg.disc, DISCS)
     if cfg.aug is not None: _one_of('aug', cfg.aug, AUGS)
     if cfg.cond is not None: _one_of('cond', cfg.cond, ('classifier', 'labels'))
-    if cfg.size not in (None, size): raise HxError(f'size {cfg.size}, but the tiles of {cfg.data} are {size} px: build a store of that size')
-    if cfg.arch == 'translator' and found is None and cfg.init is None: raise HxError('a translator belongs to a model: name its folder as init')
+    if cfg.size not in (None, size):
+        raise HxError(f'size {cfg.size}, but the tiles of {cfg.data} are {size} px: build a store of that size')
+    if cfg.arch == 'translator' and found is None and cfg.init is None:
+        raise HxError('a translator belongs to a model: name its folder as init')
     if cfg.batch < 2: raise HxError(f'batch {cfg.batch}: expected 2 or more')
-    if cfg.batch > 4 and cfg.batch % 4: raise HxError(f'batch {cfg.batch}: expected a multiple of 4 (groups of the minibatch deviation)')
+    if cfg.batch > 4 and cfg.batch % 4:
+        raise HxError(f'batch {cfg.batch}: expected a multiple of 4 (groups of the minibatch deviation)')
     if cfg.device == 'auto': cfg = replace(cfg, device='cuda' if torch.cuda.is_available() else 'cpu')
-    if cfg.device.split(':')[0] not in ('cpu', 'cuda') or cfg.device != 'cpu' and not torch.cuda.is_available(): raise HxError(f"device '{cfg.device}': expected auto, cpu, or cuda where there is one")
+    if cfg.device.split(':')[0] not in ('cpu', 'cuda') or cfg.device != 'cpu' and not torch.cuda.is_available():
+        raise HxError(f"device '{cfg.device}': expected auto, cpu, or cuda where there is one")
     plain, enc, found = cfg.arch == 'stylegan2', cfg.arch != 'stylegan2', found or {}
     if found.get('size', size) not in (size, size // 2):
-        raise HxError(f"init: its pictures have {found['size']} px, the tiles of {cfg.data} {size}: expected a model of {size} px, or of {size // 2} px to grow from")
+        raise HxError(f"init: its pictures have {found['size']} px, the tiles of {cfg.data} {size}: expected a model "
+            f"of {size} px, or of {size // 2} px to grow from")
     finer = size // found.get('size', size)
-    filled = dict(size=size, disc='stylegan2' if plain else 'projected', cond='labels' if plain else 'classifier', noise=plain, mixing=.9 if plain else 0., pl_weight=2. if plain else 0.,
-        channel_base=found.get('channel_base', 16384), channel_max=found.get('channel_max', 512), map_layers=found.get('map_layers', 2), const_channels=found.get('const_channels'),
-        feat_channels=(found.get('feat_channels') or 8) if enc else 0, feat_res=finer * found.get('feat_res', max(4, min(size // 4, 32))) if found.get('feat_channels') else max(4, min(size // 4, 32)),
+    filled = dict(size=size, disc='stylegan2' if plain else 'projected', cond='labels' if plain else 'classifier',
+        noise=plain, mixing=.9 if plain else 0., pl_weight=2. if plain else 0.,
+        channel_base=found.get('channel_base', 16384), channel_max=found.get('channel_max', 512),
+            map_layers=found.get('map_layers', 2), const_channels=found.get('const_channels'),
+        feat_channels=(found.get('feat_channels') or 8) if enc else 0,
+            feat_res=finer * found.get('feat_res', max(4, min(size // 4, 32))) if found.get('feat_channels')
+            else max(4, min(size // 4, 32)),
         num_fp16_res=0 if cfg.device == 'cpu' else 4, bf16=bfloat16_pays(cfg.device),
-        ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100), r1_gamma=.0002 * size**2 / cfg.batch,
+        ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100),
+            r1_gamma=.0002 * size**2 / cfg.batch,
         ema_kimg=cfg.batch * 10 / 32, proj_res=min(2 * size, 224), snap_kimg=min(cfg.kimg / 10, 50))
     cfg = replace(cfg, **{k: v for k, v in filled.items() if getattr(cfg, k) is None})
     has_plain = cfg.arch != 'autoencoder' and cfg.disc != 'projected'
     if cfg.aug is None: cfg = replace(cfg, aug='ada' if has_plain else 'none')
     if cfg.aug != 'none':
-        if not has_plain: raise HxError(f"aug '{cfg.aug}' is for the plain discriminator, and arch {cfg.arch} with disc {cfg.disc} has none: leave it out, or choose disc stylegan2 or both")
+        if not has_plain:
+            raise HxError(f"aug '{cfg.aug}' is for the plain discriminator, and arch {cfg.arch} with disc {cfg.disc} "
+                f"has none: leave it out, or choose disc stylegan2 or both")
         Augment(cfg.aug_pipe, cfg.aug_p)                               # says what is wrong with them
-    if cfg.freezed and not has_plain: raise HxError(f'freezed {cfg.freezed} is for the plain discriminator, and arch {cfg.arch} with disc {cfg.disc} has none')
-    if cfg.perceptual == 'auto': cfg = replace(cfg, perceptual='lpips' if size >= 64 and alexnet_weights() and cfg.arch != 'translator' else 'lite0')   # AlexNet's strides leave little of 32 pixels
+    if cfg.freezed and not has_plain:
+        raise HxError(f'freezed {cfg.freezed} is for the plain discriminator, and arch {cfg.arch} with disc {cfg.disc} '
+            f'has none')
+    # AlexNet's strides leave little of 32 pixels
+    if cfg.perceptual == 'auto':
+        cfg = replace(cfg, perceptual='lpips' if size >= 64 and alexnet_weights() and cfg.arch != 'translator'
+            else 'lite0')
     _shares(cfg)
     return cfg
 
@@ -149,8 +167,10 @@ def _shares(cfg):
     if rest: raise HxError(f'batch {cfg.batch} cannot be dealt out to {world()} processes evenly')
     part = min(cfg.batch_gpu or mine, mine)
     enc = {'StyleEx': cfg.encode_share, 'stylegan2': 0.}.get(cfg.arch, 1.)
-    if part < 1 or mine % part or (part * enc) % 1 or cfg.batch > 4 and cfg.arch != 'autoencoder' and cfg.disc != 'projected' and part % 4:
-        raise HxError(f'{mine} images of each process in parts of {part}: expected parts that divide it, are multiples of 4 for the groups of the minibatch deviation, and split evenly into encoded tiles and samples')
+    if part < 1 or mine % part or (part *
+            enc) % 1 or cfg.batch > 4 and cfg.arch != 'autoencoder' and cfg.disc != 'projected' and part % 4:
+        raise HxError(f'{mine} images of each process in parts of {part}: expected parts that divide it, are multiples '
+            f'of 4 for the groups of the minibatch deviation, and split evenly into encoded tiles and samples')
     return mine // part
 
 # %% ../nbs/21_training_step.ipynb #5ffbe3b3
@@ -172,16 +192,20 @@ class TrainState:
             self.nets['T'] = Translator(G.w_dim, G.feat_shape, n_classes)
         if cfg.arch != 'autoencoder':
             if cfg.disc != 'projected': self.nets['D'] = Discriminator(cfg.size, c_dim, **shape)
-            if cfg.disc != 'stylegan2': self.nets['P'] = ProjectedDiscriminator(cfg.size, c_dim, res=cfg.proj_res, seed=cfg.seed)
-        for r in self.nets['D'].resolutions[:cfg.freezed] if cfg.freezed else (): getattr(self.nets['D'], f'b{r}').requires_grad_(False)
+            if cfg.disc != 'stylegan2':
+                self.nets['P'] = ProjectedDiscriminator(cfg.size, c_dim, res=cfg.proj_res, seed=cfg.seed)
+        for r in self.nets['D'].resolutions[:cfg.freezed] if cfg.freezed else ():
+            getattr(self.nets['D'], f'b{r}').requires_grad_(False)
         self.nets.to(cfg.device)
         self.average_afresh()
         self.opts, self.rates = {}, {}
-        for k, (lr, every) in dict(G=(cfg.lr, cfg.pl_every if cfg.pl_weight and cfg.arch != 'autoencoder' else 0), D=(cfg.lr, cfg.r1_every), E=(cfg.e_lr, 0), P=(cfg.p_lr, 0), T=(cfg.t_lr, 0)).items():
+        for k, (lr, every) in dict(G=(cfg.lr, cfg.pl_every if cfg.pl_weight and cfg.arch != 'autoencoder' else 0),
+                D=(cfg.lr, cfg.r1_every), E=(cfg.e_lr, 0), P=(cfg.p_lr, 0), T=(cfg.t_lr, 0)).items():
             if k not in self.nets or not any(p.requires_grad for p in self.nets[k].parameters()): continue
             r = every / (every + 1) if every else 1
             self.rates[k] = lr * r
-            self.opts[k] = torch.optim.Adam([p for p in self.nets[k].parameters() if p.requires_grad], lr=lr * r, betas=(0., .99**r), eps=1e-8, fused=True)
+            self.opts[k] = torch.optim.Adam([p for p in self.nets[k].parameters() if p.requires_grad], lr=lr * r,
+                betas=(0., .99**r), eps=1e-8, fused=True)
         self.ada = AdaptiveP(cfg.ada_target, cfg.ada_kimg) if cfg.aug == 'ada' else None
         self.aug = Augment(cfg.aug_pipe, cfg.aug_p if self.ada is None else self.ada) if cfg.aug != 'none' else None
         self.pl_mean = torch.zeros([], device=cfg.device)
@@ -196,7 +220,8 @@ class TrainState:
 
     def average_afresh(self):
         "Let the moving averages start from the networks as they are."
-        self.ema = nn.ModuleDict({k: copy.deepcopy(self.nets[k]).eval().requires_grad_(False) for k in ('G', 'E', 'T') if k in self.nets})
+        self.ema = nn.ModuleDict({k: copy.deepcopy(self.nets[k]).eval().requires_grad_(False) for k in ('G', 'E', 'T')
+            if k in self.nets})
 
     def slow_down(self, factor=1.):
         "Multiply all learning rates, on top of what was done before."
@@ -207,8 +232,11 @@ class TrainState:
     def state_dict(self, cfg):
         # the projected discriminator's frozen backbone comes with the package and is not saved
         nets = {k: {n: v for n, v in m.state_dict().items() if not n.startswith('net.')} for k, m in self.nets.items()}
-        return dict(nimg=self.nimg, seconds=self.seconds, pl_mean=self.pl_mean, norms=self.norms, ada=self.ada.state_dict() if self.ada else {}, guard=self.guard.state_dict(), lr_scale=self.lr_scale, since_best=self.since_best,
-                    config=asdict(cfg), nets=nets, ema={k: m.state_dict() for k, m in self.ema.items()}, opts={k: o.state_dict() for k, o in self.opts.items()})
+        return dict(nimg=self.nimg, seconds=self.seconds, pl_mean=self.pl_mean, norms=self.norms,
+            ada=self.ada.state_dict() if self.ada else {}, guard=self.guard.state_dict(), lr_scale=self.lr_scale,
+            since_best=self.since_best,
+                    config=asdict(cfg), nets=nets, ema={k: m.state_dict() for k, m in self.ema.items()},
+                        opts={k: o.state_dict() for k, o in self.opts.items()})
 
     def load_state_dict(self, sd):
         "Restore what both have. Networks that the state lacks stay as they are; the names of those are returned."
@@ -216,14 +244,18 @@ class TrainState:
             for k, m in mods.items():
                 if k not in sd[group]: continue
                 try: got = m.load_state_dict(sd[group][k], strict=False)
-                except RuntimeError as e: raise CheckpointError(f'{group}.{k} of the checkpoint does not fit this configuration: {str(e).splitlines()[-1].strip()}') from None
+                except RuntimeError as e:
+                    raise CheckpointError(f'{group}.{k} of the checkpoint does not fit this configuration: '
+                        f'{str(e).splitlines()[-1].strip()}') from None
                 bad = got.unexpected_keys + [n for n in got.missing_keys if not n.startswith('net.')]
-                if bad: raise CheckpointError(f'{group}.{k} of the checkpoint does not fit this configuration: {bad[0]}')
+                if bad:
+                    raise CheckpointError(f'{group}.{k} of the checkpoint does not fit this configuration: {bad[0]}')
         for k, o in self.opts.items():
             if k in sd['opts'] and k in sd['nets']:
                 groups = [{n: v for n, v in g.items() if n != 'params'} for g in o.state_dict()['param_groups']]
                 try: o.load_state_dict(sd['opts'][k])
-                except ValueError as e: raise CheckpointError(f'opts.{k} of the checkpoint does not fit this configuration: {e}') from None
+                except ValueError as e:
+                    raise CheckpointError(f'opts.{k} of the checkpoint does not fit this configuration: {e}') from None
                 for g, new in zip(o.param_groups, groups): g.update(new)   # rates and kind are the configuration's
         self.pl_mean.copy_(sd['pl_mean'])
         if self.ada and sd.get('ada'): self.ada.load_state_dict(sd['ada'])
@@ -236,7 +268,8 @@ class TrainState:
 
 # %% ../nbs/21_training_step.ipynb #979f12ea
 def latents(G, c, cfg, idx):
-    "w of z samples `[n, num_ws, 512]` for class vectors c, with style mixing: z and cut-off depend only on the image index."
+    """w of z samples `[n, num_ws, 512]` for class vectors c, with style mixing: z and cut-off depend only on the
+    image index."""
     dev = c.device if c is not None else next(G.parameters()).device
     w = G.mapping(draw((G.z_dim,), cfg.seed, 'z', idx).to(dev), c)
     if cfg.mixing:
@@ -247,11 +280,13 @@ def latents(G, c, cfg, idx):
     return w
 
 def noise_inputs(G, cfg, idx, name='noise'):
-    "Noise of every layer, one draw per image: dict layer -> `[n, 1, r, r]`; None without noise (then `noise_mode='none'`)."
+    """Noise of every layer, one draw per image: dict layer -> `[n, 1, r, r]`; None without noise (then
+    `noise_mode='none'`)."""
     if not cfg.noise: return None
     res = {n: G.get_submodule(f'synthesis.{n}').resolution for n, _ in G.synthesis.layers if not n.endswith('torgb')}
     flat = draw((sum(r * r for r in res.values()),), cfg.seed, name, idx).to(next(G.parameters()).device)
-    return {n: v.view(len(idx), 1, r, r) for (n, r), v in zip(res.items(), flat.split([r * r for r in res.values()], dim=1))}
+    return {n: v.view(len(idx), 1, r, r) for (n, r),
+        v in zip(res.items(), flat.split([r * r for r in res.values()], dim=1))}
 
 def encoded(cfg, st, n):
     "How many of n pictures are encoded tiles."
@@ -264,19 +299,22 @@ def fates(cfg, idx):
     return u < cfg.feat_drop, (u >= cfg.feat_drop) & (u < cfg.feat_drop + cfg.feat_swap)
 
 def layouts(cfg, feat, idx):
-    "Layout code of every picture of a batch, from those of its n encoded tiles, and which of these n keep their own: some go without, a share and all samples get another tile's."
+    """Layout code of every picture of a batch, from those of its n encoded tiles, and which of these n keep their
+    own: some go without, a share and all samples get another tile's."""
     n, N = len(feat), len(idx)
     drop, swap = fates(cfg, idx)
     place = torch.arange(N)
     swap = ~drop & (swap | (place >= n))
-    other = feat[((place + n // 2) % n).to(feat.device)]                             # half way round: the same partner however the batch is dealt out
+    # half way round: the same partner however the batch is dealt out
+    other = feat[((place + n // 2) % n).to(feat.device)]
     other = torch.cat([other[:n], other[n:].detach()])                 # a sample has no business with the encoder
     mine = torch.cat([feat, feat.new_zeros(N - n, *feat.shape[1:])])
     pick = lambda m: m[:, None, None, None].to(feat.device)
     return torch.where(pick(swap), other, mine) * pick(~drop), ~(swap | drop)[:n]
 
 def synthesise(st, cfg, x, c, idx):
-    "The fakes of a batch: reconstructions of the first tiles, samples for the rest. Returns a dict of what the terms need."
+    """The fakes of a batch: reconstructions of the first tiles, samples for the rest. Returns a dict of what the
+    terms need."""
     n = encoded(cfg, st, len(x))
     ws, feat, mapped, own = [], None, None, torch.ones(n, dtype=torch.bool)
     if n:
@@ -309,44 +347,56 @@ def generator_terms(st, cfg, clf, dist, x, c, real_logits, idx, adversarial):
         fk['feats'] = st.P.features(light(img, cfg.seed, 'light-fake', idx))
         t['g_proj'] = g_hinge(st.P.logits(fk['feats'], c))
     if n:
-        drop, swap = fates(cfg, range(st.nimg, st.nimg + encoded(cfg, st, cfg.batch))) if fk['feat'] is not None else (torch.zeros(1, dtype=torch.bool),) * 2
-        share = (~(drop | swap)).float().mean().item()                 # of the encoded tiles of the whole batch that keep their layout
+        drop, swap = fates(cfg, range(st.nimg, st.nimg +
+            encoded(cfg, st, cfg.batch))) if fk['feat'] is not None else (torch.zeros(1, dtype=torch.bool),) * 2
+        # of the encoded tiles of the whole batch that keep their layout
+        share = (~(drop | swap)).float().mean().item()
         own = fk['own']
         def mean(mask, expected, fn):                                  # over a part of the pictures, relative to how large that part is in the whole batch
             i = mask.nonzero()[:, 0].to(img.device)
             a, b = img[i], x[i]
             return fn(a, b) * (len(a) / (n * expected)) if len(a) else img.sum() * 0
         if share:
-            t |= {'l1': mean(own, share, lambda a, b: (a - b).abs().mean()), 'coarse': mean(own, share, coarse_l1), 'perceptual': mean(own, share, lambda a, b: dist(a, b).mean())}
+            t |= {'l1': mean(own, share, lambda a, b: (a - b).abs().mean()), 'coarse': mean(own, share, coarse_l1),
+                'perceptual': mean(own, share, lambda a, b: dist(a, b).mean())}
         if share < 1: t['style'] = mean(~own, 1 - share, style_distance)
         if cfg.look_weight and n < len(x):
             lines = torch.randn(15, 32, generator=stream(cfg.seed, 'look', st.nimg)).to(img)
-            t['look'] = sliced_wasserstein(gather(texture_statistics(img[n:])), gather(texture_statistics(x[n:])), lines).add(1e-8).sqrt()
-        if clf is not None:                                            # of samples too: they were asked to be what the tiles at their places are
-            t['kl'] = classifier_kl(clf(random_view(img, cfg.seed, 'view', idx)) / clf.temperature, real_logits / clf.temperature)
+            t['look'] = sliced_wasserstein(gather(texture_statistics(img[n:])), gather(texture_statistics(x[n:])),
+                lines).add(1e-8).sqrt()
+        # of samples too: they were asked to be what the tiles at their places are
+        if clf is not None:
+            t['kl'] = classifier_kl(clf(random_view(img, cfg.seed, 'view', idx)) / clf.temperature,
+                real_logits / clf.temperature)
         if cfg.prior_weight:
             lines = torch.randn(st.G.w_dim, 64, generator=stream(cfg.seed, 'lines', st.nimg)).to(img)
             t['prior'] = sliced_wasserstein(gather(fk['w'][:n, 0]), gather(fk['mapped']), lines)
         if cfg.w_weight and n < len(x) and st.nimg // cfg.batch % cfg.w_every == 0:
             w, feat = st.E.encode(img[n:].detach())
             t['w'] = (w[:, 0] - fk['w'][n:, 0].detach()).abs().mean()
-            if feat is not None: t['w'] = t['w'] + ((feat - fk['feat'][n:].detach()).abs() * fk['feat'][n:].detach().ne(0)).mean()
+            if feat is not None:
+                t['w'] = t['w'] + ((feat - fk['feat'][n:].detach()).abs() * fk['feat'][n:].detach().ne(0)).mean()
     return t, fk
 
 # %% ../nbs/21_training_step.ipynb #0f64ef20
-RECONSTRUCTION = {'l1': 'l1_weight', 'coarse': 'coarse_weight', 'perceptual': 'perceptual_weight', 'style': 'style_weight', 'look': 'look_weight'}
+RECONSTRUCTION = {'l1': 'l1_weight', 'coarse': 'coarse_weight', 'perceptual': 'perceptual_weight',
+    'style': 'style_weight', 'look': 'look_weight'}
 
 def balanced(st, cfg, terms, fk):
-    "One loss from the terms on the pictures, each pulling on the pixels with its share; and the squared size of each pull."
+    """One loss from the terms on the pictures, each pulling on the pixels with its share; and the squared size of
+    each pull."""
     img, n = fk['img'], fk['n']
     zero = torch.zeros_like(img)
-    grads = {k: v if v is not None else zero for k, v in ((k, torch.autograd.grad(v, img, retain_graph=True, allow_unused=True)[0]) for k, v in terms.items() if k not in ('w', 'prior'))}
+    grads = {k: v if v is not None else zero for k,
+        v in ((k, torch.autograd.grad(v, img, retain_graph=True, allow_unused=True)[0]) for k,
+        v in terms.items() if k not in ('w', 'prior'))}
     pull = sum((getattr(cfg, w) * grads[k] for k, w in RECONSTRUCTION.items() if k in grads), zero)
     judged = {k: g for k, g in grads.items() if k not in RECONSTRUCTION}
     sizes = {k: g[:n].square().sum() for k, g in [('rec', pull), *judged.items()]} if n else {}
     ramp = min(st.nimg / max(cfg.kl_ramp * cfg.kimg * 1000, 1), 1)
     for k, w in (('g_adv', cfg.adv_weight), ('g_proj', cfg.proj_weight), ('kl', cfg.kl_weight * ramp)):
-        if k in judged and (not n or k in st.norms): pull = pull + (w * st.norms['rec'] / st.norms[k].clamp_min(1e-12) if n else 1.) * judged[k]
+        if k in judged and (not n or k in st.norms):
+            pull = pull + (w * st.norms['rec'] / st.norms[k].clamp_min(1e-12) if n else 1.) * judged[k]
     loss = (img * pull.detach()).sum()
     for k, w in (('prior', cfg.prior_weight), ('w', cfg.w_weight * cfg.w_every)):
         if k in terms: loss = loss + w * terms[k]
@@ -355,13 +405,16 @@ def balanced(st, cfg, terms, fk):
 def remember_sizes(st, sizes):
     "Move the running sizes of the pulls towards those of a step (squared sizes, summed over its micro-batches)."
     parts = world() * st.parts
-    total = average(list(sizes.values()), 'sizes of gradients')        # a mean over processes of sums over micro-batches
+    # a mean over processes of sums over micro-batches
+    total = average(list(sizes.values()), 'sizes of gradients')
     for k, sq in zip(sizes, total):
         now = (sq * world()).sqrt() / parts
-        st.norms[k] = torch.where(torch.isfinite(now), st.norms[k].lerp(now, .02) if k in st.norms else now, st.norms.get(k, now.nan_to_num(1.)))
+        st.norms[k] = torch.where(torch.isfinite(now), st.norms[k].lerp(now, .02) if k in st.norms else now,
+            st.norms.get(k, now.nan_to_num(1.)))
 
 def discriminator_terms(st, cfg, x, c, fk, idx):
-    "Terms of both discriminators for one batch, figures about them, and the plain one's logits of tiles; fakes come from the generator's half of the step."
+    """Terms of both discriminators for one batch, figures about them, and the plain one's logits of tiles; fakes
+    come from the generator's half of the step."""
     t, figures, real = {}, {}, None
     if st.D is not None:
         real, fake = st.D(seen(st, cfg, x, 'aug-real', idx), c), st.D(fk['seen'].detach(), c)
@@ -372,7 +425,8 @@ def discriminator_terms(st, cfg, x, c, fk, idx):
         with torch.no_grad(): feats = st.P.features(light(x, cfg.seed, 'light-real', idx))
         r, f = st.P.logits(feats, c), st.P.logits([v.detach() for v in fk['feats']], fk.get('c', c))
         t['d_proj'] = d_hinge(r, f)
-        figures |= {'proj_real': torch.stack([v.sign().mean() for v in r]).mean(), 'proj_fake': torch.stack([v.sign().mean() for v in f]).mean()}
+        figures |= {'proj_real': torch.stack([v.sign().mean() for v in r]).mean(),
+            'proj_fake': torch.stack([v.sign().mean() for v in f]).mean()}
     return t, figures, real
 
 def path_length_term(st, cfg, c, idx):
@@ -401,9 +455,11 @@ class _Phase:
         "One optimiser step. Returns whether it was left out because a gradient was not finite (a tensor)."
         grads = average([torch.zeros_like(p) if g is None else g for p, g in zip(self.params, self.grads)])
         bad = ~torch.isfinite(torch.stack(torch._foreach_norm(grads)).norm())
-        for p, g in zip(self.params, grads): p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)   # the fused optimiser reads memory in order, whatever the strides
+        # the fused optimiser reads memory in order, whatever the strides
+        for p, g in zip(self.params, grads): p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
         for k in 'ET':
-            if e_clip and k in self.names: nn.utils.clip_grad_norm_(self.st.nets[k].parameters(), e_clip * (5 if k == 'T' else 1))
+            if e_clip and k in self.names:
+                nn.utils.clip_grad_norm_(self.st.nets[k].parameters(), e_clip * (5 if k == 'T' else 1))
         for k in self.names:
             self.st.opts[k].found_inf, self.st.opts[k].grad_scale = bad.float(), None
             self.st.opts[k].step()
@@ -421,10 +477,12 @@ def update_ema(st, cfg):
         for a, b in zip(avg.buffers(), st.nets[k].buffers()): a.copy_(b)
 
 def class_vectors(st, cfg, real_logits, clf, y, idx=()):
-    "What pictures are conditioned on: the classifier's calibrated probabilities, or labels; None for an unconditional generator."
+    """What pictures are conditioned on: the classifier's calibrated probabilities, or labels; None for an
+    unconditional generator."""
     if not cfg.cgan: return None
     if cfg.arch == 'translator': return told_class(real_logits, real_logits.shape[1], cfg.seed, idx)
-    return (real_logits / clf.temperature).softmax(1) if cfg.cond == 'classifier' else torch.eye(st.G.c_dim, device=y.device)[y]
+    return (real_logits / clf.temperature).softmax(1) if cfg.cond == 'classifier' else torch.eye(st.G.c_dim,
+        device=y.device)[y]
 
 def train_step(
     st:TrainState, cfg:TrainConfig, # changed; resolved
@@ -432,7 +490,8 @@ def train_step(
     x:torch.Tensor,                 # [batch / processes, 3, size, size] tiles of this process
     y:torch.Tensor,                 # their labels
 )->tuple:
-    "All phases of one step: dict of the terms and figures of this process, and dict phase -> whether it was left out (bool tensors)."
+    """All phases of one step: dict of the terms and figures of this process, and dict phase -> whether it was left
+    out (bool tensors)."""
     with reduced(cfg.bf16): return _train_step(st, cfg, clf, dist, x, y)
 
 def _train_step(st, cfg, clf, dist, x, y):
@@ -464,7 +523,8 @@ def _train_step(st, cfg, clf, dist, x, y):
         phase.add(loss)
         note(t)
         for k, v in sq.items(): sizes[k] = sizes.get(k, 0) + v
-        fakes.append({k: [f.detach() for f in v] if k == 'feats' else v.detach() for k, v in fk.items() if k in ('seen', 'feats', 'c')})
+        fakes.append({k: [f.detach() for f in v] if k == 'feats' else v.detach() for k,
+            v in fk.items() if k in ('seen', 'feats', 'c')})
         del t, fk, loss                                                # the graph, before the next one is built
     remember_sizes(st, sizes)
     left_out['generator'] = phase.descend(cfg.e_clip)
@@ -498,7 +558,8 @@ def _train_step(st, cfg, clf, dist, x, y):
 
 # %% ../nbs/21_training_step.ipynb #c16b08f6
 def _moments(w):
-    "Mean and covariance in float64, and the matrix square root of the latter with its inverse (small eigenvalues are lifted to 1e-3 of the mean)."
+    """Mean and covariance in float64, and the matrix square root of the latter with its inverse (small eigenvalues
+    are lifted to 1e-3 of the mean)."""
     mean, S = w.mean(0), torch.cov(w.T)
     val, vec = torch.linalg.eigh(S)
     root = val.clamp_min(1e-3 * val.mean()).sqrt()
@@ -511,7 +572,8 @@ def align_w(
     tiles:torch.Tensor,    # [n, 3, size, size] training tiles
     c:torch.Tensor|None,   # [n, c_dim] class vectors for as many mapped samples
 ):
-    "Change the basis of W so that encoded tiles have the mean and covariance of mapped samples; reconstructions stay what they were."
+    """Change the basis of W so that encoded tiles have the mean and covariance of mapped samples; reconstructions
+    stay what they were."""
     enc = torch.cat([st.E(b)[:, 0] for b in tiles.split(64)]).double()
     mapped = st.G.mapping(draw((st.G.z_dim,), cfg.seed, 'align', range(len(tiles))).to(tiles), c)[:, 0].double()
     (m_e, _, inv_e), (m_u, root_u, _) = _moments(enc), _moments(mapped)
@@ -526,6 +588,7 @@ def align_w(
             new = a.weight.double() @ back
             a.bias.sub_((a.weight_gain * new @ t).to(a.bias))
             a.weight.copy_(new)
-    changed = [*st.E.b4.out.parameters(), *(p for name, _ in st.G.synthesis.layers for p in st.G.synthesis.get_submodule(name).affine.parameters())]
+    changed = [*st.E.b4.out.parameters(), *(p for name,
+        _ in st.G.synthesis.layers for p in st.G.synthesis.get_submodule(name).affine.parameters())]
     for opt in st.opts.values():
         for p in changed: opt.state.pop(p, None)                       # Adam's moments were in the old basis

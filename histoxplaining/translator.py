@@ -46,7 +46,8 @@ class Asked:
     def one(cls, n:int, target:int, typical:bool=False, closeness:float=.5, noise=None, device='cpu'):
         "The same for n codes; without noise: the middle one of all answers."
         full = lambda v: torch.full((n,), v, device=device)
-        return cls(full(int(target)), full(bool(typical)), full(float(closeness)), torch.zeros(n, NOISE, device=device) if noise is None else noise)
+        return cls(full(int(target)), full(bool(typical)), full(float(closeness)),
+            torch.zeros(n, NOISE, device=device) if noise is None else noise)
 
 # %% ../nbs/20_translator.ipynb #b6fc59b6
 class _Res(nn.Module):
@@ -63,7 +64,8 @@ class _Res(nn.Module):
         return x + self.conv1(F.silu(self.norm1(y) * (1 + a) + b))
 
 class Translator(nn.Module):
-    "Codes and what is asked to a step: `(w [N, w_dim], feat [N, C, side, side] or None, Asked) -> (step in w, step in feat)`."
+    """Codes and what is asked to a step: `(w [N, w_dim], feat [N, C, side, side] or None, Asked) -> (step in w, step
+    in feat)`."""
     def __init__(self,
         w_dim:int,                 # of the generator
         feat_shape,                # (channels, side, side) of its layout code, or None
@@ -73,15 +75,18 @@ class Translator(nn.Module):
         told:int=128,              # width of what the blocks are told
     ):
         super().__init__()
-        self.init = dict(w_dim=w_dim, feat_shape=None if feat_shape is None else list(feat_shape), n_classes=n_classes, width=width, blocks=blocks, told=told)
+        self.init = dict(w_dim=w_dim, feat_shape=None if feat_shape is None else list(feat_shape), n_classes=n_classes,
+            width=width, blocks=blocks, told=told)
         self.n_classes, self.fold = n_classes, max(1, feat_shape[1] // 16) if feat_shape else 1
         self.register_buffer('mean', torch.zeros(w_dim))       # of encoded tiles: set by `measure`
         self.register_buffer('sd', torch.ones(w_dim))
-        self.tell = nn.Sequential(nn.Linear(w_dim + n_classes + 2 + NOISE, 256), nn.SiLU(), nn.Linear(256, told), nn.SiLU())
+        self.tell = nn.Sequential(nn.Linear(w_dim + n_classes + 2 + NOISE, 256), nn.SiLU(), nn.Linear(256, told),
+            nn.SiLU())
         self.into = nn.Conv2d(feat_shape[0] * self.fold**2, width, 3, padding=1) if feat_shape else None
         self.blocks = nn.ModuleList(_Res(width, told) for _ in range(blocks if feat_shape else 0))
         self.out = nn.Conv2d(width, feat_shape[0] * self.fold**2, 3, padding=1) if feat_shape else None
-        self.style = nn.Sequential(nn.Linear(told + (2 * width if feat_shape else 0), 256), nn.SiLU(), nn.Linear(256, w_dim))
+        self.style = nn.Sequential(nn.Linear(told + (2 * width if feat_shape else 0), 256), nn.SiLU(),
+            nn.Linear(256, w_dim))
         for m in (self.style[-1], *([self.out] if feat_shape else [])): nn.init.zeros_(m.weight); nn.init.zeros_(m.bias)
 
     @torch.no_grad()
@@ -92,8 +97,12 @@ class Translator(nn.Module):
 
     @in_reduced
     def forward(self, w, feat, asked:Asked):
-        if (w.ndim, feat is None) != (2, self.into is None): raise HxError(f'translator: expected w [N, {len(self.mean)}] and {"no layout code" if self.into is None else "a layout code"}, found {list(w.shape)} and {"none" if feat is None else list(feat.shape)}')
-        told = self.tell(torch.cat([(w - self.mean) / self.sd / 4, 4 * F.one_hot(asked.target, self.n_classes), 4 * asked.typical[:, None], 8 * asked.closeness[:, None] - 4, 2 * asked.noise], 1))
+        if (w.ndim, feat is None) != (2, self.into is None):
+            raise HxError(f'translator: expected w [N, {len(self.mean)}] and '
+                f'{"no layout code" if self.into is None else "a layout code"}, found {list(w.shape)} and '
+                f'{"none" if feat is None else list(feat.shape)}')
+        told = self.tell(torch.cat([(w - self.mean) / self.sd / 4, 4 * F.one_hot(asked.target, self.n_classes),
+            4 * asked.typical[:, None], 8 * asked.closeness[:, None] - 4, 2 * asked.noise], 1))
         if self.into is None: return self.style(told) * self.sd, None
         x = self.into(F.pixel_unshuffle(feat, self.fold))
         for b in self.blocks: x = b(x, told)
@@ -124,14 +133,18 @@ def _held(before, after, cfg):
     "Drift of the mean stains and, locally, off their plane: two terms `[N]`."
     before, after = before.clamp(-1, 1), after.clamp(-1, 1)
     d = hed(after) - hed(before)
-    return d[:, :2].mean([2, 3]).abs().sum(1), F.avg_pool2d(d[:, 2:], 4).abs().mean([1, 2, 3]) + 3 * F.relu(_green(after) - _green(before).clamp_min(0)).mean([1, 2, 3])
+    return d[:, :2].mean([2, 3]).abs().sum(1), F.avg_pool2d(d[:, 2:],
+        4).abs().mean([1, 2, 3]) + 3 * F.relu(_green(after) - _green(before).clamp_min(0)).mean([1, 2, 3])
 
 def _green(x):
-    "How much greener than red and blue, locally: neither haematoxylin nor eosin, nor any mixture of them over white, is that."
+    """How much greener than red and blue, locally: neither haematoxylin nor eosin, nor any mixture of them over
+    white, is that."""
     return F.avg_pool2d(x[:, 1:2] - torch.minimum(x[:, :1], x[:, 2:]), 4)
 
 def _fading(before, after):
-    "Share of the fine contrast of haematoxylin and of eosin that is lost, summed over both `[N]`; a gain costs nothing. What a frozen generator redraws comes out paler and smoother than what it reconstructs; that is its own loss, and no class's."
+    """Share of the fine contrast of haematoxylin and of eosin that is lost, summed over both `[N]`; a gain costs
+    nothing. What a frozen generator redraws comes out paler and smoother than what it reconstructs; that is its
+    own loss, and no class's."""
     def fine(x):
         d = hed(x.clamp(-1, 1))[:, :2]
         return ((d - F.avg_pool2d(d, 5, 1, 2, count_include_pad=False)).square().mean([2, 3]) + 1e-6).sqrt()
@@ -170,15 +183,19 @@ def translator_terms(st, cfg, clf, dist, x, logits, idx):
     if cfg.unlike_weight:
         i = [k for k, n in enumerate(idx) if n % 4 == 0]               # the same tiles however the batch is dealt out
         if i:
-            again = Asked(asked.target[i], asked.typical[i], asked.closeness[i], draw((len(asked.noise[0]),), cfg.seed, 'asked-again', [idx[k] for k in i]).to(w))
+            again = Asked(asked.target[i], asked.typical[i], asked.closeness[i],
+                draw((len(asked.noise[0]),), cfg.seed, 'asked-again', [idx[k] for k in i]).to(w))
             f = None if feat is None else feat[i]
             other = st.G.synthesis(*stepped(w[i], f, st.T(w[i], f, again)), noise_mode='none')
-            apart = (change(recon[i], img[i]) - change(recon[i], other)).norm(dim=1)   # unlike the cosine it pulls hardest where two are the same
+            # unlike the cosine it pulls hardest where two are the same
+            apart = (change(recon[i], img[i]) - change(recon[i], other)).norm(dim=1)
             t['unlike'] = cfg.unlike_weight * F.relu(1 - apart).mean() * (4 * len(i) / len(idx))
         else: t['unlike'] = img.sum() * 0
-    return t, dict(img=img, feats=feats, c=c, recon=recon, asked=asked, flipped=(odds.detach() > math.log(9)).float().mean())
+    return t, dict(img=img, feats=feats, c=c, recon=recon, asked=asked,
+        flipped=(odds.detach() > math.log(9)).float().mean())
 
 def told_class(logits, n_classes, seed, idx):
-    "What the discriminator is told of real tiles `[N, n_classes]`: their class (the classifier's word), or, as often as of the fakes, nothing."
+    """What the discriminator is told of real tiles `[N, n_classes]`: their class (the classifier's word), or, as
+    often as of the fakes, nothing."""
     typical = draw((3,), seed, 'asked', idx, 'uniform')[:, 1] < .5
     return F.one_hot(logits.argmax(1), n_classes) * typical.to(logits.device)[:, None].float()

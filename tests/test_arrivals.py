@@ -28,7 +28,8 @@ def colon(): return Explainer.from_pretrained('colon-64')
 
 @pytest.fixture(scope='module')
 def drawn(colon):
-    with torch.no_grad(): return to_uint8(colon.generate(colon.mapping(range(100, 108)), colon.layouts(range(100, 108))))
+    with torch.no_grad():
+        return to_uint8(colon.generate(colon.mapping(range(100, 108)), colon.layouts(range(100, 108))))
 
 
 def load(f, **kw): return Classifier.load(f, **dict(classes=AB, size=64, mean=(.5,) * 3, std=(.5,) * 3) | kw)
@@ -39,22 +40,28 @@ def load(f, **kw): return Classifier.load(f, **dict(classes=AB, size=64, mean=(.
 def test_probabilities_give_the_answers_of_the_logits(colon, drawn):
     own = colon.classifier
     true = own(as_batch(drawn, 64)[0]) / own.temperature
-    with pytest.warns(UserWarning, match='reads as probabilities'): soft = load(lambda x: (own(x) / own.temperature).softmax(1))
+    with pytest.warns(UserWarning, match='reads as probabilities'):
+        soft = load(lambda x: (own(x) / own.temperature).softmax(1))
     assert torch.allclose(soft.probs(as_batch(drawn, 64)[0]), true.softmax(1), atol=1e-5)
-    one = load(lambda x: torch.sigmoid((own(x) / own.temperature)[:, 1] - (own(x) / own.temperature)[:, 0]), output='probs')
+    one = load(lambda x: torch.sigmoid((own(x) / own.temperature)[:, 1] - (own(x) / own.temperature)[:, 0]),
+        output='probs')
     assert torch.allclose(one.probs(as_batch(drawn, 64)[0]), true.softmax(1), atol=1e-4)
 
 
 def test_what_could_be_either_is_asked_about():
-    with pytest.raises(HxError, match='say what they are'): load(lambda x: torch.sigmoid(x.mean((2, 3))[:, :2] * 3 + .3))
-    with pytest.raises(HxError, match="label="): load(lambda x: torch.sigmoid(x.mean((2, 3))), classes=('a', 'b', 'c'), output='sigmoid')
+    with pytest.raises(HxError, match='say what they are'):
+        load(lambda x: torch.sigmoid(x.mean((2, 3))[:, :2] * 3 + .3))
+    with pytest.raises(HxError, match="label="):
+        load(lambda x: torch.sigmoid(x.mean((2, 3))), classes=('a', 'b', 'c'), output='sigmoid')
     with pytest.raises(HxError, match='gives values from'): load(lambda x: x.mean((2, 3))[:, :2], output='probs')
     clf = load(lambda x: torch.sigmoid(x.mean((2, 3))), classes=('a', 'b', 'c'), output='sigmoid', label='b')
     x = torch.rand(3, 3, 64, 64) * 2 - 1
-    assert clf.classes == ('not b', 'b') and torch.allclose(clf.probs(x)[:, 1], torch.sigmoid(x.mean((2, 3)))[:, 1], atol=1e-5)
+    assert clf.classes == ('not b', 'b') and torch.allclose(clf.probs(x)[:, 1], torch.sigmoid(x.mean((2, 3)))[:, 1],
+        atol=1e-5)
 
 
-@pytest.mark.parametrize('wrap', [lambda y: (y, None), lambda y: {'logits': y}, lambda y: type('Out', (), {'logits': y})(), lambda y: y.half(), lambda y: y.numpy()])
+@pytest.mark.parametrize('wrap', [lambda y: (y, None), lambda y: {'logits': y},
+    lambda y: type('Out', (), {'logits': y})(), lambda y: y.half(), lambda y: y.numpy()])
 def test_outputs_in_any_wrapping(wrap):
     net = lambda x: x.mean((2, 3))[:, :2]
     x = torch.rand(2, 3, 64, 64) * 2 - 1
@@ -62,17 +69,20 @@ def test_outputs_in_any_wrapping(wrap):
 
 
 def test_answers_that_change_are_refused_and_networks_in_closures_rest():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1)).train()
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 1)).train()
     before = net[1].running_mean.clone()
     clf = load(lambda x: F.pad(net(x), (1, 0)))
     x = torch.rand(4, 3, 64, 64)
     assert torch.allclose(clf(x), clf(x), atol=1e-6) and torch.equal(net[1].running_mean, before)
-    with pytest.raises(HxError, match='differ between two calls'): load(lambda x: x.mean((2, 3))[:, :2] + torch.randn(len(x), 2))
+    with pytest.raises(HxError, match='differ between two calls'):
+        load(lambda x: x.mean((2, 3))[:, :2] + torch.randn(len(x), 2))
     with pytest.raises(HxError, match='not finite'): load(lambda x: x.mean((2, 3))[:, :2] * float('nan'))
 
 
 def test_one_channel_half_precision_and_fixed_size():
-    with pytest.warns(UserWarning, match='one channel'): grey = load(nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
+    with pytest.warns(UserWarning, match='one channel'):
+        grey = load(nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
     assert grey(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     x = torch.rand(2, 3, 64, 64)
@@ -84,11 +94,15 @@ def test_one_channel_half_precision_and_fixed_size():
 def test_names_of_a_state_dict_are_measured(tiles, tmp_path):
     store = TileStore.create(tiles, tmp_path/'s.lmdb', size=32, split_by='random', val=.3)
     truth = {store[i][0].tobytes(): store[i][1] for i in range(len(store))}
-    knows = lambda x: torch.stack([torch.tensor([float(truth[p.tobytes()] == k) for p in to_uint8(x)]) for k in (1, 0)], 1)   # the other order
+    # the other order
+    knows = lambda x: torch.stack([torch.tensor([float(truth[p.tobytes()] == k) for p in to_uint8(x)]) for k in (1, 0)],
+        1)
     clf = Classifier(knows, store.classes, 32, (.5,) * 3, (.5,) * 3)
-    with pytest.raises(HxError, match=r'right on 0% of \d+ tiles.*but on 100% with tumour, benign'): check_names(clf, store)
+    with pytest.raises(HxError, match=r'right on 0% of \d+ tiles.*but on 100% with tumour, benign'):
+        check_names(clf, store)
     check_names(Classifier(lambda x: knows(x).flip(1), store.classes, 32), store)
-    check_names(Classifier(lambda x: torch.zeros(len(x), 2), store.classes, 32), store)              # knows nothing: no other names are better
+    # knows nothing: no other names are better
+    check_names(Classifier(lambda x: torch.zeros(len(x), 2), store.classes, 32), store)
 
 
 def test_settings_beside_a_file_are_used(tmp_path):
@@ -99,8 +113,10 @@ def test_settings_beside_a_file_are_used(tmp_path):
     assert Classifier.load(clf, size=32).size == 32
 
 
-@pytest.mark.parametrize('wrap', [lambda sd: {'_orig_mod.' + k: v for k, v in sd.items()}, lambda sd: {'module._orig_mod.' + k: v for k, v in sd.items()},
-    lambda sd: dict(state_dict={'model.' + k: v for k, v in sd.items()}, epoch=3), lambda sd: dict(net={'backbone.' + k: v for k, v in sd.items()}, epoch=1)])
+@pytest.mark.parametrize('wrap', [lambda sd: {'_orig_mod.' + k: v for k, v in sd.items()},
+    lambda sd: {'module._orig_mod.' + k: v for k, v in sd.items()},
+    lambda sd: dict(state_dict={'model.' + k: v for k, v in sd.items()}, epoch=3),
+        lambda sd: dict(net={'backbone.' + k: v for k, v in sd.items()}, epoch=1)])
 def test_wrapped_checkpoints(tmp_path, wrap):
     net = _make('test_resnet', 2)[0]
     torch.save(wrap(net.state_dict()), tmp_path/'x.pth')
@@ -145,11 +161,13 @@ def test_the_decision_about_a_file_is_made_at_its_own_size(colon, drawn, tmp_pat
     clf = load(texture, size=224, mean=(0, 0, 0), std=(1, 1, 1))
     rng, big = np.random.default_rng(0), []
     for i, p in enumerate(drawn[:4]):
-        a = np.asarray(Image.fromarray(p).resize((224, 224), Image.BICUBIC)).astype(float) + (rng.normal(0, 18, (224, 224, 1)) if i % 2 else 0)
+        a = np.asarray(Image.fromarray(p).resize((224, 224), Image.BICUBIC)).astype(float) + (rng.normal(0, 18,
+            (224, 224, 1)) if i % 2 else 0)
         big.append(a.clip(0, 255).astype(np.uint8))
     own = clf.probs(torch.from_numpy(np.stack(big)).permute(0, 3, 1, 2).float() / 127.5 - 1).argmax(1).tolist()
     assert own == [0, 1, 0, 1]
-    for c, k in zip(explain(colon, big, classifier=clf, refine=0), own): assert c.source == AB[k] and (k == 0 or c.reason.code == 'size' and '224 px' in c.reason)
+    for c, k in zip(explain(colon, big, classifier=clf, refine=0), own):
+        assert c.source == AB[k] and (k == 0 or c.reason.code == 'size' and '224 px' in c.reason)
 
 
 # ---- pictures
@@ -161,7 +179,8 @@ def test_tensors_and_arrays_in_any_layout(drawn):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert torch.equal(as_batch(t * 2 - 1, 64)[0], as_batch(drawn, 64)[0])
-        for v in (Image.fromarray(a), np.moveaxis(a, -1, 0), np.dstack([a, np.full(a.shape[:2], 255, np.uint8)]), a / 255., a.astype(np.int64)): assert np.abs(as_picture(v).astype(int) - a).max() <= 1
+        for v in (Image.fromarray(a), np.moveaxis(a, -1, 0), np.dstack([a, np.full(a.shape[:2], 255, np.uint8)]),
+                a / 255., a.astype(np.int64)): assert np.abs(as_picture(v).astype(int) - a).max() <= 1
         assert as_picture(a[..., 0]).shape == a.shape
         assert len(as_batch(a, 64)[0]) == 1 and len(as_batch(Image.fromarray(a), 64)[0]) == 1
     with pytest.raises(HxError, match='values from'): as_picture(a / 255. * 3)
@@ -198,14 +217,17 @@ def png16(path, a):
     import struct, zlib
     raw = b''.join(b'\0' + row.astype('>u2').tobytes() for row in a)
     chunk = lambda k, d: struct.pack('>I', len(d)) + k + d + struct.pack('>I', zlib.crc32(k + d))
-    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', a.shape[1], a.shape[0], 16, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(raw)) + chunk(b'IEND', b''))
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR',
+        struct.pack('>IIBBBBB', a.shape[1], a.shape[0], 16, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(raw)) +
+        chunk(b'IEND', b''))
     return path
 
 
 def test_sixteen_bits(drawn, tmp_path):
     a = drawn[0].astype(np.uint16)
     assert np.abs(read_image(png16(tmp_path/'full.png', a * 257)).astype(int) - a).max() <= 1
-    assert np.abs(read_image(png16(tmp_path/'dark.png', a * 40)).astype(int) - a * 40 // 256).max() <= 1      # dark, but of full range
+    # dark, but of full range
+    assert np.abs(read_image(png16(tmp_path/'dark.png', a * 40)).astype(int) - a * 40 // 256).max() <= 1
     with pytest.raises(HxError, match='12-bit'): read_image(png16(tmp_path/'twelve.png', a * 16))
 
 
@@ -221,7 +243,8 @@ def test_parts_of_a_split_are_no_classes_and_cases_are_groups(tiles, tmp_path, c
             (tmp_path/'idc'/f'{10250 + p}'/str(k)).mkdir(parents=True)
             for f in files[c][4 * p:4 * p + 4]: shutil.copy(f, tmp_path/'idc'/f'{10250 + p}'/str(k)/f.name)
     store = TileStore.create(tmp_path/'idc', tmp_path/'s.lmdb', size=32, val=.25)
-    assert store.classes == ('0', '1') and store.manifest['split_by'] == 'group' and 'slides or patients' in capsys.readouterr().out
+    assert store.classes == ('0',
+        '1') and store.manifest['split_by'] == 'group' and 'slides or patients' in capsys.readouterr().out
     assert not {n.split('/')[0] for n in store.train.names} & {n.split('/')[0] for n in store.val.names}
 
 
@@ -242,22 +265,28 @@ def test_a_picture_under_two_labels_and_copies(copy, tmp_path, capsys):
     held = {n in set(store.val.names) for n in store.names if 'copy' in n or n.endswith(f[1].name)}
     assert len(held) == 1 and store.manifest['copies'] == 6
     shutil.copy(f[0], copy/'tumour'/'same.png')
-    with pytest.raises(HxError, match='one picture under two labels: benign/.* is benign, tumour/same.png is tumour'): TileStore.create(copy, tmp_path/'two.lmdb', size=32, on_error='raise')
+    with pytest.raises(HxError, match='one picture under two labels: benign/.* is benign, tumour/same.png is tumour'):
+        TileStore.create(copy, tmp_path/'two.lmdb', size=32, on_error='raise')
     assert not (tmp_path/'two.lmdb').exists()
     capsys.readouterr()
     two = TileStore.create(copy, tmp_path/'two.lmdb', size=32)         # otherwise both are left out, and named
     assert f'{f[0].name} is benign, tumour/same.png is tumour; 2 such pictures were left out' in capsys.readouterr().out
-    assert len(two) == len(store) - 1 and not {'tumour/same.png', f'benign/{f[0].name}'} & set(two.names) and len(two.manifest['skipped']) == 2
+    assert len(two) == len(store) - 1 and not {'tumour/same.png',
+        f'benign/{f[0].name}'} & set(two.names) and len(two.manifest['skipped']) == 2
     old = {n: store[i][0] for i, n in enumerate(store.names)}
-    assert all((two[i][0] == old[n]).all() and two.classes[two[i][1]] == n.split('/')[0] for i, n in enumerate(two.names))   # the others kept their pictures and labels
+    # the others kept their pictures and labels
+    assert all((two[i][0] == old[n]).all() and two.classes[two[i][1]] == n.split('/')[0] for i,
+        n in enumerate(two.names))
 
 
 def test_properties_are_no_classes(copy):
     names = sorted(p.relative_to(copy).as_posix() for p in copy.rglob('*.png'))
-    for rows in ([[n, [float(i), 63.5 + i]] for i, n in enumerate(names)], [[n, [.2, .9, .1 * (i % 9)]] for i, n in enumerate(names)]):
+    for rows in ([[n, [float(i), 63.5 + i]] for i, n in enumerate(names)],
+            [[n, [.2, .9, .1 * (i % 9)]] for i, n in enumerate(names)]):
         (copy/'dataset.json').write_text(json.dumps({'labels': rows}))
         with pytest.raises(HxError, match='properties, not classes'): open_source(copy)
-    (copy/'dataset.json').write_text(json.dumps({'labels': [[n, [float(i % 2), float(i % 2 == 0)]] for i, n in enumerate(names)]}))
+    (copy/'dataset.json').write_text(json.dumps({'labels': [[n, [float(i % 2), float(i % 2 == 0)]] for i,
+        n in enumerate(names)]}))
     assert len(open_source(copy).classes) == 2
 
 
@@ -273,14 +302,17 @@ def test_a_table_inside_a_folder_counts_as_in_its_zip(copy, tmp_path, capsys):
     assert list(open_source(copy).classes) == ['benign', 'tumour'] and 'not used' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('sep, head, encode', [(',', 'path,label', 'utf-8-sig'), (';', 'image;class', 'utf-8'), ('\t', 'filename\ttarget', 'utf-16'), (',', 'Path,Label,', 'utf-8')])
+@pytest.mark.parametrize('sep, head, encode', [(',', 'path,label', 'utf-8-sig'), (';', 'image;class', 'utf-8'),
+    ('\t', 'filename\ttarget', 'utf-16'), (',', 'Path,Label,', 'utf-8')])
 def test_tables_of_other_programs(copy, sep, head, encode):
     files = sorted(p.relative_to(copy).as_posix() for p in copy.rglob('*.png'))
     extra = ',' if head.endswith(',') else ''
-    text = '\r'.join([head, *(f'{f}{sep}{f.split("/")[0]}{extra}'.replace('/', '\\' if extra else '/') for f in files), *([',,'] if extra else [])])
+    text = '\r'.join([head, *(f'{f}{sep}{f.split("/")[0]}{extra}'.replace('/', '\\' if extra else '/') for f in files),
+        *([',,'] if extra else [])])
     (copy/'t.csv').write_bytes(text.encode(encode))
     src = open_source(copy/'t.csv')
-    assert len(src.items) == len(files) and list(src.classes) == ['benign', 'tumour'] and src.read(src.items[0].name)[:4] == b'\x89PNG'
+    assert len(src.items) == len(files) and list(src.classes) == ['benign',
+        'tumour'] and src.read(src.items[0].name)[:4] == b'\x89PNG'
 
 
 def test_a_missing_label_is_no_class(copy):
@@ -348,7 +380,8 @@ def test_file_systems_without_locks(tiles, tmp_path, monkeypatch, capsys, code):
 
 def test_models_have_names(tmp_path):
     assert model_folder('colon-64').name == 'colon-64'
-    with pytest.raises(HxError, match='no such model folder or run, and no model of that name.*colon-64'): model_folder('colon-63')
+    with pytest.raises(HxError, match='no such model folder or run, and no model of that name.*colon-64'):
+        model_folder('colon-63')
     (tmp_path/'x').mkdir()
     with pytest.raises(HxError, match='no card.json'): model_folder(tmp_path/'x')
     if not torch.cuda.is_available():
@@ -366,7 +399,8 @@ def test_a_killed_table_is_gone_on_with(tmp_path, monkeypatch):
         calls[0] += 1
         if calls[0] == 2: raise KeyboardInterrupt
         return real(*a, **kw)
-    kw = dict(seeds=70, out=str(tmp_path/'r.html'), csv=str(tmp_path/'t.csv'), json=str(tmp_path/'t.json'), frames=0, cards=4)
+    kw = dict(seeds=70, out=str(tmp_path/'r.html'), csv=str(tmp_path/'t.csv'), json=str(tmp_path/'t.json'), frames=0,
+        cards=4)
     monkeypatch.setattr(cli, 'explain', fragile)
     with pytest.raises(SystemExit): cli.hx_explain('colon-64', **kw)
     first = (tmp_path/'t.csv').read_text()
@@ -375,7 +409,8 @@ def test_a_killed_table_is_gone_on_with(tmp_path, monkeypatch):
     rows = Table(tmp_path/'t.csv', json.loads((tmp_path/'t.csv.settings.json').read_text())).rows()
     assert (tmp_path/'t.csv').read_text().startswith(first) and len(rows) == len({r['name'] for r in rows}) == 70
     assert len(json.loads((tmp_path/'t.json').read_text())['results']) == 70
-    assert {r['code'] for r in rows if not r['success']} <= {'already', 'size', 'outside', 'reconstruction', 'limit', 'below', 'no method'}
+    assert {r['code'] for r in rows if not r['success']} <= {'already', 'size', 'outside', 'reconstruction', 'limit',
+        'below', 'no method'}
     with pytest.raises(SystemExit): cli.hx_explain('colon-64', **kw | dict(p=.95))
     assert (tmp_path/'t.csv').read_text().startswith(first)
 
@@ -384,7 +419,8 @@ def test_parts_make_the_whole(tmp_path):
     from histoxplaining.cli import hx_explain
     names = []
     for i in range(2):
-        hx_explain('colon-64', seeds=8, shard=f'{i}/2', out=str(tmp_path/f'{i}.html'), csv=str(tmp_path/f'{i}.csv'), frames=0)
+        hx_explain('colon-64', seeds=8, shard=f'{i}/2', out=str(tmp_path/f'{i}.html'), csv=str(tmp_path/f'{i}.csv'),
+            frames=0)
         names += [l.split(',')[0] for l in (tmp_path/f'{i}.csv').read_text().splitlines()[1:]]
     assert len(names) == len(set(names)) == 8
 
@@ -397,7 +433,8 @@ def test_tiles_without_tissue_are_named_and_near_copies_stay_together(copy, tmp_
     f = sorted((copy/'tumour').glob('*.png'))[0]
     for k in range(5): Image.open(f).convert('RGB').save(copy/'tumour'/f'near{k}.jpg', quality=95 - k)
     store = TileStore.create(copy, tmp_path/'c.lmdb', size=32, split_by='random', val=.4, near=4)
-    assert len({n in set(store.val.names) for n in store.names if 'near' in n or n.endswith(f.name)}) == 1 and store.manifest['copies'] >= 5
+    assert len({n in set(store.val.names) for n in store.names if 'near' in n
+        or n.endswith(f.name)}) == 1 and store.manifest['copies'] >= 5
 
 
 def test_features_of_a_store_are_computed_once(tiles, tmp_path, monkeypatch):
@@ -415,13 +452,17 @@ def test_features_of_a_store_are_computed_once(tiles, tmp_path, monkeypatch):
 
 def test_a_name_of_the_hub_with_local_weights(tmp_path):
     import timm
-    options = dict(init_values=.5, embed_dim=64)                       # as foundation models have them: a name alone does not build the network
-    model = timm.create_model('vit_tiny_patch16_224', num_classes=3, img_size=32, num_heads=2, depth=2, **options).eval()
+    # as foundation models have them: a name alone does not build the network
+    options = dict(init_values=.5, embed_dim=64)
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=3, img_size=32, num_heads=2, depth=2,
+        **options).eval()
     (tmp_path/'hub').mkdir()
     torch.save(model.state_dict(), tmp_path/'hub'/'pytorch_model.bin')
-    about = dict(architecture='vit_tiny_patch16_224', model_args=options | dict(img_size=32, num_heads=2, depth=2), pretrained_cfg=dict(mean=[.7, .6, .7], std=[.2, .2, .2], input_size=[3, 32, 32]))
+    about = dict(architecture='vit_tiny_patch16_224', model_args=options | dict(img_size=32, num_heads=2, depth=2),
+        pretrained_cfg=dict(mean=[.7, .6, .7], std=[.2, .2, .2], input_size=[3, 32, 32]))
     (tmp_path/'hub'/'config.json').write_text(json.dumps(about))
-    clf = Classifier.load('hf-hub:somebody/foundation', weights=tmp_path/'hub'/'pytorch_model.bin', classes=('a', 'b', 'c'))
+    clf = Classifier.load('hf-hub:somebody/foundation', weights=tmp_path/'hub'/'pytorch_model.bin',
+        classes=('a', 'b', 'c'))
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     want = model(((x + 1) / 2 - torch.tensor([.7, .6, .7])[:, None, None]) / .2)
     assert clf.size == 32 and torch.allclose(clf(x), want, atol=1e-4)
@@ -429,8 +470,10 @@ def test_a_name_of_the_hub_with_local_weights(tmp_path):
     assert torch.allclose(Classifier.load(tmp_path/'c.safetensors')(x), want, atol=1e-4)
     net = timm.create_model('resnet10t', num_classes=2)
     torch.save(net.state_dict(), tmp_path/'r.pth')
-    assert Classifier.load('hf-hub:timm/resnet10t.c3_in1k', weights=tmp_path/'r.pth', classes=('a', 'b')).arch == 'resnet10t'
-    with pytest.raises(HxError, match='keep its config.json beside it'): Classifier.load('hf-hub:somebody/secret', weights=tmp_path/'r.pth', classes=('a', 'b'))
+    assert Classifier.load('hf-hub:timm/resnet10t.c3_in1k', weights=tmp_path/'r.pth',
+        classes=('a', 'b')).arch == 'resnet10t'
+    with pytest.raises(HxError, match='keep its config.json beside it'):
+        Classifier.load('hf-hub:somebody/secret', weights=tmp_path/'r.pth', classes=('a', 'b'))
 
 
 def test_a_program_is_tried_on_labelled_tiles_before_it_is_believed(tiles, tmp_path, capsys):
@@ -444,10 +487,14 @@ def test_a_program_is_tried_on_labelled_tiles_before_it_is_believed(tiles, tmp_p
     torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(str(tmp_path/'good.pt'))
     net[2].load_state_dict(dict(weight=torch.zeros(2, 192), bias=torch.tensor([0., 1.])))
     torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(str(tmp_path/'bad.pt'))
-    with pytest.raises(HxError, match='as chance would be: say what it is with --classifier_classes'): given_classifier(tmp_path/'bad.pt', store=store)
-    assert given_classifier(tmp_path/'bad.pt', 'benign,tumour', 32, 'imagenet', store=store).size == 32      # what is said is believed
+    with pytest.raises(HxError, match='as chance would be: say what it is with --classifier_classes'):
+        given_classifier(tmp_path/'bad.pt', store=store)
+    # what is said is believed
+    assert given_classifier(tmp_path/'bad.pt', 'benign,tumour', 32, 'imagenet', store=store).size == 32
     clf = given_classifier(tmp_path/'good.pt', norm='.5,.5,.5/.5,.5,.5', store=store)
     assert clf.classes == store.classes and clf.mean.flatten().tolist() == [.5] * 3
     assert 'taken for benign, tumour at 32 px' in capsys.readouterr().out
-    with pytest.raises(HxError, match='give --classifier_classes and --classifier_size'): given_classifier(tmp_path/'good.pt')
-    with pytest.raises(HxError, match='--classifier_norm half: expected'): given_classifier(tmp_path/'good.pt', norm='half', store=store)
+    with pytest.raises(HxError, match='give --classifier_classes and --classifier_size'):
+        given_classifier(tmp_path/'good.pt')
+    with pytest.raises(HxError, match='--classifier_norm half: expected'):
+        given_classifier(tmp_path/'good.pt', norm='half', store=store)

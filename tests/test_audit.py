@@ -23,7 +23,8 @@ def test_a_mirrored_cause_lands_on_the_other_side():
 
 
 def test_a_classifier_of_one_thing_reacts_to_it_alone():
-    lamp = Classifier(lambda x: torch.stack([0 * x[:, 0, 0, 0], 40 * (hed(x)[:, 1].mean([1, 2]) - .27)], 1), ('benign', 'tumour'), 32)
+    lamp = Classifier(lambda x: torch.stack([0 * x[:, 0, 0, 0], 40 * (hed(x)[:, 1].mean([1, 2]) - .27)], 1),
+        ('benign', 'tumour'), 32)
     drawn = [draw_factors(5, i, 'none') for i in range(24)]
     r = reactions(lamp, drawn, 32, 5, {'eosin': ('eosin',), 'shape': ('gland_shape',)}, boots=50)
     assert r['eosin', 'classifier reacts'] > .8 and r['shape', 'classifier reacts'] < .15
@@ -32,8 +33,10 @@ def test_a_classifier_of_one_thing_reacts_to_it_alone():
 def test_movements_are_signed_towards_the_target():
     drawn = [draw_factors(7, i, 'stain') for i in range(24)]
     spread = relative_factors({k: np.array([f[k] for _, f in drawn], np.float32) for k in FACTORS})
-    before, after = (np.stack([render(mirrored(f, names), 64, 7, i) for i, (_, f) in enumerate(drawn)]) for names in ((), CAUSES['stain']))
-    towards = [1 if l == 0 else -1 for l, _ in drawn]                         # mirrored stain: each tile becomes like the other class
+    before, after = (np.stack([render(mirrored(f, names), 64, 7, i) for i, (_, f) in enumerate(drawn)])
+        for names in ((), CAUSES['stain']))
+    # mirrored stain: each tile becomes like the other class
+    towards = [1 if l == 0 else -1 for l, _ in drawn]
     there, back = movements(before, after, towards, spread), movements(after, before, towards, spread)
     assert there['stain'].mean() > 1 and (there['stain'] > .5).mean() > .9
     assert back['stain'] == pytest.approx(-there['stain'], abs=1e-4)
@@ -69,12 +72,14 @@ def test_shortcut_report_of_three_classes():
     lo, hi = r['share_stain'].record['interval']
     assert lo <= r['share_stain'] <= hi
     assert [float(a) for a in shortcut_report(clf, Tiles(), n=40, boots=50)] == [float(a) for a in r]
-    with pytest.raises(DataError, match='the tiles are red'): shortcut_report(Classifier(lambda x: x.mean([2, 3]), ('a', 'b', 'c'), 32), Tiles())
+    with pytest.raises(DataError, match='the tiles are red'):
+        shortcut_report(Classifier(lambda x: x.mean([2, 3]), ('a', 'b', 'c'), 32), Tiles())
     with pytest.raises(DataError, match='one class'): shortcut_report(clf, Tiles(one=True))
 
 
 def test_an_audit_needs_procedural_tissue():
-    with pytest.raises(HxError, match='benign, tumour; this one has healthy'): audit(SimpleNamespace(classes=('healthy', 'sick')))
+    with pytest.raises(HxError, match='benign, tumour; this one has healthy'):
+        audit(SimpleNamespace(classes=('healthy', 'sick')))
 
 
 def test_a_factor_that_cannot_be_read_is_left_out_and_named(monkeypatch):
@@ -83,18 +88,24 @@ def test_a_factor_that_cannot_be_read_is_left_out_and_named(monkeypatch):
     drawn = [draw_factors(1000, i, 'both', 0.) for i in range(24)]
     truth = relative_factors({k: np.array([f[k] for _, f in drawn], np.float32) for k in FACTORS})
     blind = truth.clone()
-    blind[:, list(FACTORS).index('brightness')] = torch.linspace(0, 1, 24)[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
+    blind[:, list(FACTORS).index('brightness')] = torch.linspace(0, 1,
+        24)[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
     seen = []
     def reader(x):                                                            # the spread, then after, then before
         seen.append(len(x))
         return blind if len(seen) < 3 else blind + .5 * (torch.arange(12) == list(FACTORS).index('brightness'))
     tile = np.full((32, 32, 3), 128, np.uint8)
-    found = [SimpleNamespace(success=True, reconstruction=tile, counterfactual=tile, target='tumour', reason='') for _ in drawn]
+    found = [SimpleNamespace(success=True, reconstruction=tile, counterfactual=tile, target='tumour', reason='')
+        for _ in drawn]
     monkeypatch.setattr(room, 'explain', lambda *a, **k: found)
-    clf = Classifier(lambda x: torch.stack([0 * x[:, 0, 0, 0], 40 * (hed(x)[:, 1].mean([1, 2]) - .27)], 1), ('benign', 'tumour'), 32)
-    r = audit(SimpleNamespace(classes=('benign', 'tumour'), classifier=clf, size=32), 'stain', n=24, reader=reader, factors=True, boots=50)
+    clf = Classifier(lambda x: torch.stack([0 * x[:, 0, 0, 0], 40 * (hed(x)[:, 1].mean([1, 2]) - .27)], 1),
+        ('benign', 'tumour'), 32)
+    r = audit(SimpleNamespace(classes=('benign', 'tumour'), classifier=clf, size=32), 'stain', n=24, reader=reader,
+        factors=True, boots=50)
     rest = r['rest', 'explanation moves (s.d.)']
     assert rest.record['unread'] == ['brightness'] and rest.record['reader_r'] > .99
-    assert rest == pytest.approx(0, abs=1e-5) and not r['glands', 'explanation moves (s.d.)'].record['unread']     # its jump is not counted
+    # its jump is not counted
+    assert rest == pytest.approx(0, abs=1e-5) and not r['glands', 'explanation moves (s.d.)'].record['unread']
     alone = r['brightness', 'explanation moves (s.d.)'].record
-    assert alone['unread'] == ['brightness'] and alone['verdict'] is None      # nothing of the group is left to judge by
+    # nothing of the group is left to judge by
+    assert alone['unread'] == ['brightness'] and alone['verdict'] is None

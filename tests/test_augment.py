@@ -1,26 +1,32 @@
 """Augmentation against its definitions in SciPy, against published numbers, and differentiated twice."""
 import numpy as np, pytest, scipy.ndimage, scipy.signal, torch
 from hypothesis import given, settings, strategies as st
-from histoxplaining.augmentation import PIPES, SYM6, TRANSFORMS, AdaptiveP, Augment, amounts, band_gains, filter_bands, filter_bank, inverse_matrix, warp
+from histoxplaining.augmentation import (PIPES, SYM6, TRANSFORMS, AdaptiveP, Augment, amounts, band_gains, filter_bands,
+    filter_bank, inverse_matrix, warp)
 from histoxplaining.losses import r1_penalty
 
 EVERYTHING = ('bgcfnc', 'histo')
 
 
-def picture(n, size, seed=0): return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 1.6 - .8
+def picture(n, size, seed=0):
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 1.6 - .8
 
 
 def warp_by_definition(x, inverse):
     "Reflect far, double with SciPy's upfirdn, look up bilinearly, halve: one channel `[n, n]` in float64."
     n, far = x.shape[-1], 3 * x.shape[-1]
-    at = np.abs((np.arange(-far, n + far) + n - 1) % (2 * n - 2) - (n - 1))               # a triangle wave: reflection at the outer pixels
+    # a triangle wave: reflection at the outer pixels
+    at = np.abs((np.arange(-far, n + far) + n - 1) % (2 * n - 2) - (n - 1))
     big = x[np.ix_(at, at)]
-    for axis in (0, 1): big = scipy.signal.upfirdn(SYM6, big, up=2, axis=axis)            # sample m lies at pixel (m - 5) / 2 - far
+    # sample m lies at pixel (m - 5) / 2 - far
+    for axis in (0, 1): big = scipy.signal.upfirdn(SYM6, big, up=2, axis=axis)
     m = np.arange(2 * n + 10) / 2 - 2.5 - (n - 1) / 2
     px, py = np.meshgrid(m, m)
     qx, qy = np.einsum('ij,jhw->ihw', inverse[:2], np.stack([px, py, np.ones_like(px)])) + (n - 1) / 2
     y = scipy.ndimage.map_coordinates(big, [2 * (qy + far) + 5, 2 * (qx + far) + 5], order=1)
-    for axis in (0, 1): y = scipy.signal.upfirdn(SYM6[::-1], np.pad(y, [(1, 0), (0, 0)] if axis == 0 else [(0, 0), (1, 0)]), down=2, axis=axis)
+    for axis in (0, 1):
+        y = scipy.signal.upfirdn(SYM6[::-1], np.pad(y, [(1, 0), (0, 0)] if axis == 0 else [(0, 0), (1, 0)]), down=2,
+            axis=axis)
     return y[6:n + 6, 6:n + 6]
 
 
@@ -30,13 +36,16 @@ def test_warp_is_reflect_double_look_up_halve(seed, size, pipe):
     x, inverse = picture(3, size, seed), inverse_matrix(amounts(PIPES[pipe], 1., seed, 'warp', range(3)), size)
     y = warp(x, inverse)
     for k in range(3):
-        for c in range(3): np.testing.assert_allclose(y[k, c].numpy(), warp_by_definition(x[k, c].numpy(), inverse[k].numpy()), atol=1e-9)
+        for c in range(3):
+            np.testing.assert_allclose(y[k, c].numpy(), warp_by_definition(x[k, c].numpy(), inverse[k].numpy()),
+                atol=1e-9)
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.sampled_from([8, 16, 33]))
 def test_band_filter_is_a_mirrored_convolution(seed, size):
-    x, gains = picture(1, size, seed), band_gains(torch.randn(1, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    x, gains = picture(1, size, seed), band_gains(torch.randn(1, 4, generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float64))
     taps, y = (gains[0].numpy() @ filter_bank()), x.numpy()
     for axis in (2, 3): y = scipy.ndimage.convolve1d(y, taps, axis=axis, mode='mirror')
     np.testing.assert_allclose(filter_bands(x, gains).numpy(), y, atol=1e-10)
@@ -52,9 +61,11 @@ def test_every_pipe_can_be_differentiated_twice(pipe):
 
 def test_r1_through_augmentation_trains_the_discriminator():
     x, v = picture(4, 8).requires_grad_(), torch.randn(3, 8, 8, dtype=torch.float64).requires_grad_()
-    aug = lambda x: Augment('bgcf', 1.)(x, 0, 'r1', range(4))                           # affine in x, so that R1 of <v, aug(x)> is |A^T v|^2
+    # affine in x, so that R1 of <v, aug(x)> is |A^T v|^2
+    aug = lambda x: Augment('bgcf', 1.)(x, 0, 'r1', range(4))
     grad, = torch.autograd.grad(r1_penalty((aug(x) * v).flatten(1).sum(1), x), v)
-    A = torch.stack([torch.autograd.functional.jacobian(lambda y: aug(torch.cat([x[:k], y[None], x[k + 1:]]))[k].flatten(), x[k].detach()).flatten(1) for k in range(4)])
+    A = torch.stack([torch.autograd.functional.jacobian(lambda y: aug(torch.cat([x[:k], y[None],
+        x[k + 1:]]))[k].flatten(), x[k].detach()).flatten(1) for k in range(4)])
     torch.testing.assert_close(grad.flatten(), 2 * (A @ (A.mT @ v.flatten()[:, None])).mean(0)[:, 0])
 
 
@@ -62,7 +73,8 @@ def test_r1_through_augmentation_trains_the_discriminator():
 def test_nothing_happens_at_p_zero(pipe):
     x = picture(4, 16).float()
     y = Augment(pipe, 0.)(x, 0, 'zero', range(4))
-    if pipe == 'histo': y, x = y.flatten(2).sort(2)[0], x.flatten(2).sort(2)[0]         # but for the view of the tile: the same pixels
+    # but for the view of the tile: the same pixels
+    if pipe == 'histo': y, x = y.flatten(2).sort(2)[0], x.flatten(2).sort(2)[0]
     assert torch.equal(y, x)
 
 

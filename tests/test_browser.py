@@ -23,16 +23,23 @@ def lab(tiny, tmp_path_factory):
     "A JupyterLab with one notebook that shows an explorer: its address."
     pytest.importorskip('jupyterlab', reason='jupyterlab is not installed')
     root = tmp_path_factory.mktemp('lab')
-    train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='autoencoder', kimg=.016, batch=8, channel_base=256, channel_max=16), root/'run', tiny/'classifier.safetensors', quiet=True)
-    cell = nbformat.v4.new_code_cell(f'from histoxplaining.explainer import Explainer\nfrom histoxplaining.explorer import Explorer\ne = Explorer(Explainer.from_run({str(root/"run")!r}), hold=(), p=.5)\n'
+    train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='autoencoder', kimg=.016, batch=8, channel_base=256,
+        channel_max=16), root/'run', tiny/'classifier.safetensors', quiet=True)
+    cell = nbformat.v4.new_code_cell(f'from histoxplaining.explainer import Explainer\nfrom histoxplaining.explorer '
+        f'import Explorer\ne = Explorer(Explainer.from_run({str(root/"run")!r}), hold=(), p=.5)\n'
         'next(i for i in range(len(e.tiles)) if e.select(tile=i) and e.slider.max > 1)   # one that has a path\ne')
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))), root/'explorer.ipynb')
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell],
+        metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))),
+        root/'explorer.ipynb')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = os.environ | dict(JUPYTER_CONFIG_DIR=str(root/'config'), JUPYTERLAB_SETTINGS_DIR=str(root/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(root/'workspaces'), JUPYTER_RUNTIME_DIR=str(root/'runtime'), OMP_NUM_THREADS='1')
+    env = os.environ | dict(JUPYTER_CONFIG_DIR=str(root/'config'), JUPYTERLAB_SETTINGS_DIR=str(root/'settings'),
+        JUPYTERLAB_WORKSPACES_DIR=str(root/'workspaces'), JUPYTER_RUNTIME_DIR=str(root/'runtime'), OMP_NUM_THREADS='1')
     with open(root/'log', 'w') as log:
-        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={root}',
-            '--IdentityProvider.token=tissue', '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'], stdout=log, stderr=log, env=env)
+        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1',
+            f'--port={port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={root}',
+            '--IdentityProvider.token=tissue', '--LabApp.news_url=None',
+                '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'], stdout=log, stderr=log, env=env)
     try:
         for _ in range(240):
             try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token=tissue', timeout=1); break
@@ -80,7 +87,8 @@ def test_the_report_compares_sorts_and_fetches_nothing(chromium, tmp_path):
     page.on('request', lambda r: asked.append(r.url) if not r.url.startswith(('file:', 'data:')) else None)
     page.goto((tmp_path/'report.html').as_uri())
     card = page.locator('.case').first
-    see = lambda: tuple(card.locator(q).get_attribute('src') for q in ('.still >> nth=2', '.map')) + (card.locator('.slide output').inner_text(),)
+    see = lambda: tuple(card.locator(q).get_attribute('src')
+        for q in ('.still >> nth=2', '.map')) + (card.locator('.slide output').inner_text(),)
     before = see()
     card.locator('.slide input').focus()
     for _ in range(4): page.keyboard.press('ArrowLeft')
@@ -133,7 +141,8 @@ def test_a_study_from_the_first_to_the_last_question(chromium, tmp_path):
     from histoxplaining.images import write_png
     from histoxplaining.study import analyse, read_answers
     ex = Explainer.from_pretrained('colon-64')
-    for s, pic in enumerate(ex.render(Code(ex.mapping(range(500, 530)), ex.layouts(range(500, 530))))): write_png(tmp_path/'tiles'/f'{s}.png', pic)
+    for s, pic in enumerate(ex.render(Code(ex.mapping(range(500, 530)), ex.layouts(range(500, 530))))):
+        write_png(tmp_path/'tiles'/f'{s}.png', pic)
     hx_study('colon-64', [str(tmp_path/'tiles')], readers=2, out=str(tmp_path/'study'), pairs=4, decisions=3, shown=2)
     context = chromium.new_context(viewport=dict(width=1100, height=760), offline=True, accept_downloads=True)
     page, errors = context.new_page(), []
@@ -148,7 +157,8 @@ def test_a_study_from_the_first_to_the_last_question(chromium, tmp_path):
         asked.append(head)
         if 'real tissue' in head or 'this tile' in head: page.keyboard.press('1')
         elif head.startswith('The classifier says'):
-            if len(asked) == 1 + asked.index(head): assert page.get_by_text('Go on').is_disabled() and not wrong_for_some(page)
+            if len(asked) == 1 + asked.index(head):
+                assert page.get_by_text('Go on').is_disabled() and not wrong_for_some(page)
             for name, v in (('useful', 4), ('trust', 2)): page.locator(f'input[name={name}][value="{v}"]').check()
             page.get_by_text('Go on').click()
         else: page.keyboard.press('Enter')
@@ -167,7 +177,8 @@ def application():
     pytest.importorskip('voila', reason='voila is not installed')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    server = subprocess.Popen([sys.executable, '-c', 'from histoxplaining.cli import hx_explore; hx_explore()', 'colon-64', '--no_browser', '--port', str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen([sys.executable, '-c', 'from histoxplaining.cli import hx_explore; hx_explore()',
+        'colon-64', '--no_browser', '--port', str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     yield server.stdout.readline().split()[0]
     server.terminate()
     assert server.wait(30) == 0
@@ -181,7 +192,8 @@ def test_the_explorer_as_a_page_of_its_own(chromium, application, tmp_path):
     page.goto(application)
     first = page.locator('.hx-explorer img').first
     first.wait_for()
-    bytes_of = lambda: first.evaluate('async i => Array.from(new Uint8Array(await (await fetch(i.src)).arrayBuffer())).join()')
+    bytes_of = lambda: first.evaluate('async i => Array.from(new Uint8Array(await (await '
+        'fetch(i.src)).arrayBuffer())).join()')
     before = bytes_of()
     write_png(tmp_path/'mine.png', synthetic_tiles(2, 64, seed=1)[0][0])
     with page.expect_file_chooser() as chooser: page.get_by_text('pictures (0)').click()
@@ -209,7 +221,8 @@ def test_the_explorer_as_a_page_of_its_own(chromium, application, tmp_path):
     assert see(1) != other                                               # a step back along its path
     cut = lambda: float(box.get_attribute('aria-valuenow'))
     area = box.bounding_box()
-    page.mouse.move(area['x'] + area['width'] / 2, area['y'] + 50); page.mouse.down(); page.mouse.move(area['x'] + area['width'] / 4, area['y'] + 50); page.mouse.up()
+    page.mouse.move(area['x'] + area['width'] / 2, area['y'] + 50); page.mouse.down(); page.mouse.move(area['x'] +
+        area['width'] / 4, area['y'] + 50); page.mouse.up()
     assert abs(cut() - 25) < 3
     page.keyboard.down(' '); page.wait_for_timeout(100)
     assert cut() == 100                                                  # blink: all of it the reconstruction

@@ -14,30 +14,37 @@ CAUSE, TOP, OTHER = 3, 1, 5                                      # coordinates o
 
 
 class Toy(Explainer):
-    "Blue of the lower half is w[3]; red of the upper half is w[1]; green of the lower half is w[5]. The layout code paints a square at the top left."
+    """Blue of the lower half is w[3]; red of the upper half is w[1]; green of the lower half is w[5]. The layout
+    code paints a square at the top left."""
     def __init__(self, classes=('pink', 'blue'), read=lambda img: 16 * img[:, 2, 8:].mean([1, 2]), bias=0., feat=False):
         self.classes, self.cache, self.device, self.size, self.read, self.bias, self.with_feat = classes, Cache(), torch.device('cpu'), 16, read, bias, feat
         self.classifier, self.translator = SimpleNamespace(temperature=1., classes=classes), None
         g = torch.Generator().manual_seed(0)
         codes = torch.randn(2000, 12, generator=g)
-        layouts = torch.nn.functional.normalize(torch.randn(2000, 2, 4, 4, generator=g), dim=1) * 2**.5 if feat else None
-        self.reference = Reference(codes, layouts, self.classify(self.generate(codes, layouts)), torch.zeros(2000, dtype=torch.long))
+        layouts = torch.nn.functional.normalize(torch.randn(2000, 2, 4, 4, generator=g),
+            dim=1) * 2**.5 if feat else None
+        self.reference = Reference(codes, layouts, self.classify(self.generate(codes, layouts)),
+            torch.zeros(2000, dtype=torch.long))
 
     def encode(self, images):
         x = as_batch(images, 16)[0]
         w = torch.zeros(len(x), 12)
-        w[:, CAUSE], w[:, TOP], w[:, OTHER] = x[:, 2, 8:].mean([1, 2]) * 8, x[:, 0, :8, 8:].mean([1, 2]) * 8, x[:, 1, 8:].mean([1, 2]) * 8
+        w[:, CAUSE], w[:, TOP], w[:, OTHER] = x[:, 2, 8:].mean([1, 2]) * 8, x[:, 0, :8, 8:].mean([1, 2]) * 8, x[:, 1,
+            8:].mean([1, 2]) * 8
         feat = torch.tensor([-1., 1.]).view(1, 2, 1, 1).repeat(len(x), 1, 4, 4) if self.with_feat else None
         return w[:, None], feat
 
-    def mapping(self, seeds, label=None, truncation_psi=1.): return torch.stack([torch.randn(1, 12, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    def mapping(self, seeds, label=None, truncation_psi=1.):
+        return torch.stack([torch.randn(1, 12, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
     def generate(self, w, feat=None, s=None):
         w = w if w.ndim == 2 else w.mean(1)
         paint = lambda v, h, k: (w[:, v, None, None] / 8).expand(-1, h, k)
         black = torch.zeros(len(w), 8, 16)
-        corner = torch.zeros(len(w), 8, 8) if feat is None else torch.nn.functional.interpolate(feat[:, :1] / 4, 8)[:, 0]
-        return torch.stack([torch.cat([torch.cat([corner, paint(TOP, 8, 8)], 2), black], 1), torch.cat([black, paint(OTHER, 8, 16)], 1), torch.cat([black, paint(CAUSE, 8, 16)], 1)], 1)
+        corner = torch.zeros(len(w), 8, 8) if feat is None else torch.nn.functional.interpolate(feat[:, :1] / 4, 8)[:,
+            0]
+        return torch.stack([torch.cat([torch.cat([corner, paint(TOP, 8, 8)], 2), black], 1),
+            torch.cat([black, paint(OTHER, 8, 16)], 1), torch.cat([black, paint(CAUSE, 8, 16)], 1)], 1)
 
     def classify(self, img, classifier=None):
         v = self.read(img)
@@ -79,13 +86,15 @@ def test_minimal_and_judged_as_saved(toy, pink, method, p, tmp_path):
     "The saved picture read back has the p that is returned; an edit a tenth smaller has not reached it."
     for c in explain(toy, pink, 'blue', method=method, hold=(), p=p):
         write_png(tmp_path/'c.png', c.counterfactual)
-        assert toy.probabilities(read_image(tmp_path/'c.png')[None])[0, 1].item() == pytest.approx(c.p, abs=1e-6) and c.p >= p
+        assert toy.probabilities(read_image(tmp_path/'c.png')[None])[0, 1].item() == pytest.approx(c.p,
+            abs=1e-6) and c.p >= p
         assert c.p_half <= c.step * (1 + 1e-6)
         w = toy.encode(c.reconstruction)[0]
         full = torch.from_numpy(c.w[1] - c.w[0])
         assert toy.probabilities(to_uint8(toy.generate(w + .85 * full)))[0, 1] < p
         k = int(np.searchsorted(c.steps, c.step))
-        assert (c.p_path[:k] < p).all() and c.p_path[k] == pytest.approx(c.p, abs=1e-5)            # the first crossing of all that was seen
+        # the first crossing of all that was seen
+        assert (c.p_path[:k] < p).all() and c.p_path[k] == pytest.approx(c.p, abs=1e-5)
 
 
 def test_deterministic_and_independent_of_company(toy, pink):
@@ -97,7 +106,8 @@ def test_deterministic_and_independent_of_company(toy, pink):
 
 def test_path_that_comes_back(pink):
     "p rises, falls and rises again: a closer look finds the near side of the first hill."
-    hill = Toy(read=lambda img: (v := 16 * img[:, 2, 8:].mean([1, 2])) * 0 + 8 * torch.exp(-(v - 1).square() / .5) + 4 * (v - 4.5).clamp_min(0) - 3)
+    hill = Toy(read=lambda img: (v := 16 * img[:, 2, 8:].mean([1, 2])) * 0 + 8 * torch.exp(-(v - 1).square() / .5) + 4 *
+        (v - 4.5).clamp_min(0) - 3)
     far = explain(hill, pink, 'blue', hold=(), scan=24)
     assert all(c.success for c in far)
     for c in far: assert c.w[1][CAUSE] < .5 and (np.diff(c.steps) > 0).all()
@@ -117,7 +127,8 @@ def test_hold(toy, pink):
         for method in ('direction', 'gradient'):
             free, held = (explain(mixed, pink, 'blue', hold=h, method=method)[0] for h in ((), ('top',)))
             move = lambda c, k: abs(c.w[1][k] - c.w[0][k]) / np.linalg.norm(c.w[1] - c.w[0])
-            assert free.success and held.success and move(free, TOP) > .5 and move(held, TOP) < .1 and move(held, CAUSE) > .9
+            assert free.success and held.success and move(free, TOP) > .5 and move(held, TOP) < .1 and move(held,
+                CAUSE) > .9
     finally: del HOLDS['top']
     with pytest.raises(HxError, match='expected some of stain'): explain(toy, pink, 'blue', hold=('size',))
 
@@ -129,14 +140,17 @@ def test_clear_answers_where_there_is_none(toy, pink):
     blind = Toy(read=lambda img: (16 * img[:, 2, 8:].mean([1, 2])).clamp(max=.5))
     c = explain(blind, pink[:1], 'blue', hold=(), frames=4)[0]
     assert not c.success and 'p(blue) stays below 0.9' in c.reason and c.counterfactual is None and np.isnan(c.p) and len(c.frames) == 4
-    assert np.isfinite(c.p_half)                                           # the decision turns, though nothing convinces
+    # the decision turns, though nothing convinces
+    assert np.isfinite(c.p_half)
     c = explain(Toy(bias=30.), pink[:1], 'blue', hold=())[0]
     assert not c.success and 'stays below' in c.reason and np.isnan(c.p_half)   # reachable only outside of the tissue
     far = to_uint8(toy.generate(torch.eye(12)[TOP:TOP + 1] * 7 - torch.eye(12)[CAUSE:CAUSE + 1] * 2))
     c = explain(toy, far, 'blue', hold=())[0]
     assert not c.success and 'outside the encoded tissue' in c.reason and c.distance > c.limit
     with pytest.raises(HxError, match='pink, blue'): explain(toy, pink, 'violet')
-    with pytest.raises(HxError, match='not finite'): explain(Toy(read=lambda img: img[:, 2, 8:].mean([1, 2]) * (float('nan') if len(img) == 3 else 1)), pink[:3], 'blue')
+    with pytest.raises(HxError, match='not finite'):
+        explain(Toy(read=lambda img: img[:, 2, 8:].mean([1, 2]) * (float('nan') if len(img) == 3 else 1)), pink[:3],
+            'blue')
     for bad in (dict(method='magic'), dict(space='z'), dict(p=1.), dict(p=.2), dict(n=0), dict(seeds=[1])):
         with pytest.raises(HxError): explain(toy, pink, 'blue', **bad)
     bare = Toy(); bare.reference = None
@@ -145,7 +159,8 @@ def test_clear_answers_where_there_is_none(toy, pink):
 
 def test_reconstruction_that_changes_the_decision(toy, pink):
     class Forgetful(Toy):
-        def encode(self, images): return super().encode(images)[0] * torch.where(torch.arange(12) == CAUSE, -1., 1.), None
+        def encode(self, images):
+            return super().encode(images)[0] * torch.where(torch.arange(12) == CAUSE, -1., 1.), None
     c = explain(Forgetful(), pink[:1], 'blue', hold=())[0]
     assert not c.success and c.reason.startswith('the reconstruction alone changes the decision to blue')
     assert summarise([c])['reasons'] == {'the reconstruction alone changes the decision to blue': 1}
@@ -160,7 +175,8 @@ def test_three_classes(pink):
         for k, c in g.items():
             p = three.probabilities(c.counterfactual[None])[0]
             assert c.success and p[three.classes.index(k)] >= .9 and p.argmax() == three.classes.index(k)
-    assert [c.target for c in explain(three, dark, 'next', hold=())] == ['green', 'blue']             # the second most likely
+    # the second most likely
+    assert [c.target for c in explain(three, dark, 'next', hold=())] == ['green', 'blue']
     many = explain(three, dark, 'all', hold=(), n=2, method='gradient')
     assert all(isinstance(v, list) and v[0].success for g in many for v in g.values())
 
@@ -189,7 +205,8 @@ def test_classes_belong_to_the_classifier(pink):
         def classify(self, img, classifier=None): return classifier(img) if classifier else super().classify(img)
     toy, other = Open(), Other()
     for a, b in zip(explain(toy, pink, hold=(), classifier=other), explain(toy, pink, 'blue', hold=())):
-        assert a.success and (a.source, a.target) == ('rose', 'azure') and a.classes == other.classes and a.step == pytest.approx(b.step, rel=.1)
+        assert a.success and (a.source, a.target) == ('rose',
+            'azure') and a.classes == other.classes and a.step == pytest.approx(b.step, rel=.1)
     assert [c.target for c in explain(toy, pink, 'azure', hold=(), classifier=other)] == ['azure'] * len(pink)
     assert set(explain(toy, pink[:1], 'all', hold=(), classifier=other)[0]) == {'azure', 'grey'}
     with pytest.raises(HxError, match='azure, grey, rose'): explain(toy, pink, 'blue', classifier=other)
@@ -207,7 +224,8 @@ def test_layout_only_where_style_fails():
 
 def test_several_answers_differ():
     "Either half can make it blue: two answers, not one twice; and one where there is one."
-    either = Toy(read=lambda img: torch.logsumexp(torch.stack([16 * img[:, 2, 8:].mean([1, 2]), 16 * img[:, 0, :8].mean([1, 2]) * 2]), 0) - 1)
+    either = Toy(read=lambda img: torch.logsumexp(torch.stack([16 * img[:, 2, 8:].mean([1, 2]),
+        16 * img[:, 0, :8].mean([1, 2]) * 2]), 0) - 1)
     w = torch.zeros(2, 12)
     w[:, CAUSE], w[:, TOP] = torch.tensor([-2., -1.5]), torch.tensor([-1., -1.5])
     answers = explain(either, to_uint8(either.generate(w)), 'blue', hold=(), n=4)
@@ -224,12 +242,14 @@ def test_carry_starts_from_the_tile(toy, pink):
     "Detail that the generator misses comes back, the finished picture is the one that is judged."
     rng = np.random.default_rng(0)
     textured = np.clip(pink.astype(int) + rng.integers(-8, 9, pink.shape), 0, 255).astype(np.uint8)
-    for plain, c in zip(explain(toy, textured, 'blue', hold=()), explain(toy, textured, 'blue', hold=(), carry=True, frames=3)):
+    for plain, c in zip(explain(toy, textured, 'blue', hold=()),
+            explain(toy, textured, 'blue', hold=(), carry=True, frames=3)):
         assert c.success and c.carried and 0 <= c.ghosting <= 1
         assert toy.probabilities(c.counterfactual[None])[0, 1].item() == pytest.approx(c.p, abs=1e-6)
         assert (c.frames[0] == c.original).all()
         rest = lambda v: np.abs(v.counterfactual[:8].astype(int) - v.original[:8].astype(int)).mean()
-        assert rest(c) < .3 * rest(plain)                                 # the half that is not edited keeps its texture
+        # the half that is not edited keeps its texture
+        assert rest(c) < .3 * rest(plain)
     with pytest.raises(HxError, match='carry'): explain(toy, seeds=[1], target='blue', carry=True)
 
 
@@ -242,15 +262,18 @@ def test_a_prototype_is_tissue_that_exists(toy, pink):
     for e in prototype(toy, code, ask, k=3):
         ends = w[:, 0] + torch.from_numpy(e.reach)[:, None] * e.w[:, 0]
         assert torch.cdist(ends, toy.reference.w, compute_mode='donot_use_mm_for_euclid_dist').amin(1).max() < 1e-4
-    for c in explain(toy, pink, 'blue', method='prototype', hold=()): assert c.success and c.p >= .9 and 'tile' in c.along
+    for c in explain(toy, pink, 'blue', method='prototype', hold=()):
+        assert c.success and c.p >= .9 and 'tile' in c.along
     look = lambda w: texture_statistics(hed(toy.generate(w)))
     says = toy.classify(toy.generate(toy.reference.w)).softmax(1)[:, 1] >= .9
     sd, first = look(toy.reference.w).std(0).clamp_min(1e-6), prototype(toy, code, ask, k=1)[0]
-    alike = torch.cdist(look(w) / sd, look(toy.reference.w[says]) / sd).argmin(1)     # the tile of the target that looks most like it
+    # the tile of the target that looks most like it
+    alike = torch.cdist(look(w) / sd, look(toy.reference.w[says]) / sd).argmin(1)
     ends = w[:, 0] + torch.from_numpy(first.reach)[:, None] * first.w[:, 0]
     assert torch.allclose(ends, toy.reference.w[says][alike], atol=1e-4)
     with pytest.raises(HxError, match="not 's'"): explain(toy, pink, 'blue', method='prototype', space='s', hold=())
-    with pytest.raises(HxError, match='no layout code'): explain(toy, pink, 'blue', method='prototype', space='w+layout', hold=())
+    with pytest.raises(HxError, match='no layout code'):
+        explain(toy, pink, 'blue', method='prototype', space='w+layout', hold=())
     [c] = explain(toy, pink[:1], 'blue', method='prototype', p=1 - 1e-12, hold=())
     assert not c.success and 'of no reference tile' in c.reason
 
@@ -273,11 +296,15 @@ def test_log_odds_of_saturated_pictures_are_finite():
 
 def test_the_search_ends_where_nothing_changes_any_more(toy):
     "A saturated classifier: two looks of one size, or of one answer, tell no power to go on with."
-    for seen in ([Trial(0., -9.), Trial(1., -5.), Trial(1., -5.)], [Trial(0., -9.), Trial(1., -5.), Trial(2., -5.)], [Trial(0., -9.), Trial(1., -5.), Trial(1., -4.)]):
+    for seen in ([Trial(0., -9.), Trial(1., -5.), Trial(1., -5.)], [Trial(0., -9.), Trial(1., -5.), Trial(2., -5.)],
+            [Trial(0., -9.), Trial(1., -5.), Trial(1., -4.)]):
         t = next_size(seen, 2., lambda gap: gap / 4, 16.)
         assert t is None or np.isfinite(t) and 0 < t <= 16
-    step = Toy(read=lambda img: torch.where(img[:, 2, 8:].mean([1, 2]) > .1, 200., -200.))       # a decision tree: certain on both sides
-    code, edit = step.code(pictures(step)), Edit('along the cause', w=torch.eye(12)[CAUSE].expand(5, 1, 12), reach=np.full(5, 9.), slope=np.full(5, 1e-6))
+    # a decision tree: certain on both sides
+    step = Toy(read=lambda img: torch.where(img[:, 2, 8:].mean([1, 2]) > .1, 200., -200.))
+    code, edit = step.code(pictures(step)), Edit('along the cause', w=torch.eye(12)[CAUSE].expand(5, 1, 12),
+        reach=np.full(5, 9.), slope=np.full(5, 1e-6))
     for p in (.9, .9999):
-        for seen in search(step, code, edit, step.render(code), Ask(0, 1, p)): assert crossing(seen, p) is not None and len({v.size for v in seen}) == len(seen)
+        for seen in search(step, code, edit, step.render(code), Ask(0, 1, p)):
+            assert crossing(seen, p) is not None and len({v.size for v in seen}) == len(seen)
     assert all(c.success or c.reason.code == 'no method' for c in explain(step, pictures(step), 'blue', hold=()))

@@ -55,7 +55,8 @@ def get(server, tmp_path, *plan, **kw):
 
 
 @pytest.mark.parametrize('plan, asked', [
-    ([], [0]), (['drop'], [0, 300_000]), (['drop', 'drop'], [0, 300_000, 600_000]), (['early drop', 503, 429], [0, 0, 0, 0]),
+    ([], [0]), (['drop'], [0, 300_000]), (['drop', 'drop'], [0, 300_000, 600_000]),
+        (['early drop', 503, 429], [0, 0, 0, 0]),
     (['drop', 'no range'], [0, 300_000]),                     # answers 200 with everything: taken from the start
     (['drop', 'other range'], [0, 300_000, 0]),               # what it sent is not used
     (['drop', 416], [0, 300_000, 0]), (['other bytes'], [0, 0]), (['short length'], [0, 0])])
@@ -67,14 +68,17 @@ def test_the_file_arrives(server, tmp_path, plan, asked):
 def test_without_size_and_checksum(server, tmp_path):
     assert get(server, tmp_path, 'drop', size=None, checksum=None).read_bytes() == DATA
 
-@pytest.mark.parametrize('plan, says', [([404], 'the server says 404'), ([403], 'the server says 403'), (['other bytes'] * 2, 'came twice with the wrong contents (md5'), ([503] * 9, 'gave up after 8 attempts in vain (the server says 503')])
+@pytest.mark.parametrize('plan, says', [([404], 'the server says 404'), ([403], 'the server says 403'),
+    (['other bytes'] * 2, 'came twice with the wrong contents (md5'),
+    ([503] * 9, 'gave up after 8 attempts in vain (the server says 503')])
 def test_what_cannot_arrive_says_why(server, tmp_path, plan, says):
     with pytest.raises(DataError) as e: get(server, tmp_path, *plan)
     assert server.url in str(e.value) and says in str(e.value)
     assert not list(tmp_path.iterdir())
 
 def test_giving_up_keeps_what_came(server, tmp_path):
-    with pytest.raises(DataError, match='300000 bytes are kept in t.zip.part'): get(server, tmp_path, 503, 503, 'drop', 503, 503, 503, tries=3)
+    with pytest.raises(DataError, match='300000 bytes are kept in t.zip.part'):
+        get(server, tmp_path, 503, 503, 'drop', 503, 503, 503, tries=3)
     assert get(server, tmp_path).read_bytes() == DATA and server.asked[-1] == 300_000
 
 def test_any_number_of_drops_as_long_as_something_comes(server, tmp_path):
@@ -87,10 +91,12 @@ def test_another_file_in_the_way_is_not_lost(server, tmp_path):
 
 def test_a_dead_server_is_named(tmp_path):
     with Server() as s: url = s.url
-    with pytest.raises(DataError, match='gave up after 2 attempts in vain'): fetch(url, tmp_path/'t.zip', tries=2, wait=.01)
+    with pytest.raises(DataError, match='gave up after 2 attempts in vain'):
+        fetch(url, tmp_path/'t.zip', tries=2, wait=.01)
 
 def test_a_full_disk_is_named(server, tmp_path):
-    code = ('import resource, sys; from histoxplaining.files import fetch\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n'
+    code = ('import resource, sys; from histoxplaining.files import fetch\nresource.setrlimit(resource.RLIMIT_FSIZE, '
+        '(200_000, 200_000))\n'
         'try: fetch(sys.argv[1], sys.argv[2], tries=1)\nexcept ValueError as e: print(e)')
     out = subprocess.run([sys.executable, '-c', code, server.url, tmp_path/'t.zip'], capture_output=True, text=True)
     assert 't.zip.part: cannot be written' in out.stdout, out

@@ -7,7 +7,8 @@ from histoxplaining import evaluation
 from histoxplaining.auditing import averaged
 from histoxplaining.classifier import Classifier
 from histoxplaining.counterfactual import Counterfactual
-from histoxplaining.evaluation import Pairs, as_pairs, changes, cout, evaluate, jpeg, measure, read_pairs, risk_coverage, save_pairs, stability
+from histoxplaining.evaluation import (Pairs, as_pairs, changes, cout, evaluate, jpeg, measure, read_pairs,
+    risk_coverage, save_pairs, stability)
 from histoxplaining.explainer import Cache, Explainer, Reference
 from histoxplaining.features import perceptual
 from histoxplaining.files import DataError, HxError
@@ -15,7 +16,8 @@ from histoxplaining.images import to_uint8, write_png
 
 CLASSES = 'red', 'green', 'blue'
 distance = lambda a, b: (a - b).abs().mean([1, 2, 3])
-channels = Classifier(lambda x: 8 * x.mean([2, 3]), CLASSES, 32)             # the brightest channel wins; turning changes nothing
+# the brightest channel wins; turning changes nothing
+channels = Classifier(lambda x: 8 * x.mean([2, 3]), CLASSES, 32)
 
 
 def coloured(n=12, seed=0):
@@ -39,7 +41,8 @@ def test_a_clear_change_of_three_classes_is_seen_as_one():
 
 def test_order_does_not_matter_and_intervals_hold_the_mean():
     p, order = coloured(), np.random.default_rng(1).permutation(12)
-    q = replace(p, **{k: getattr(p, k)[order] for k in ('original', 'counterfactual', 'start', 'source', 'target', 'found')})
+    q = replace(p, **{k: getattr(p, k)[order] for k in ('original', 'counterfactual', 'start', 'source', 'target',
+        'found')})
     a, b = (measure(v, channels, distance=distance, boots=200) for v in (p, q))
     for x, y in zip(a, b):
         assert x == pytest.approx(y, abs=1e-9), x.record['metric']
@@ -64,9 +67,11 @@ def test_cout_is_bounded_and_prefers_few_decisive_pixels():
     c = cout(p, channels)
     assert (np.abs(c) <= 1).all()
     few, bright = replace(p, counterfactual=p.start.copy()), p.target
-    for i, t in enumerate(bright): few.counterfactual[i, :16, :, t], few.counterfactual[i, :16, :, 0] = 255, 0     # half of the pixels, all the way
+    # half of the pixels, all the way
+    for i, t in enumerate(bright): few.counterfactual[i, :16, :, t], few.counterfactual[i, :16, :, 0] = 255, 0
     both = replace(p, counterfactual=few.counterfactual.copy())
-    for i in range(len(p)): both.counterfactual[i, 16:] = (both.start[i, 16:].astype(int) + 1).astype(np.uint8)    # ... and the rest a little
+    # ... and the rest a little
+    for i in range(len(p)): both.counterfactual[i, 16:] = (both.start[i, 16:].astype(int) + 1).astype(np.uint8)
     assert np.abs(cout(few, channels) - cout(both, channels)).max() < .05
     assert (cout(replace(p, counterfactual=p.start), channels) < -.8).all()
 
@@ -74,7 +79,8 @@ def test_cout_is_bounded_and_prefers_few_decisive_pixels():
 def test_area_and_distances_count_what_they_say():
     p = coloured()
     y = p.start.copy()
-    y[:, :8] = np.where(y[:, :8] > 128, y[:, :8] - 40, y[:, :8] + 40)                # a quarter of the pixels, by 40 of 255
+    # a quarter of the pixels, by 40 of 255
+    y[:, :8] = np.where(y[:, :8] > 128, y[:, :8] - 40, y[:, :8] + 40)
     c = changes(replace(p, counterfactual=y), distance)
     assert c['area'] == pytest.approx(.25) and c['l1_start'] == pytest.approx(40 / 255 / 4, abs=1e-5)
     assert np.isnan(c['monotone']).all()
@@ -101,10 +107,12 @@ def test_jpeg_keeps_what_is_smooth():
 
 def test_alternatives_are_kept_together_and_their_diversity_is_measured():
     p = coloured(2)
-    cf = lambda i, ok: Counterfactual('t', CLASSES, 'red', CLASSES[p.target[i]], .9, 'm', p.original[i], p.start[i], p.counterfactual[i] if ok else None, success=ok, step=1.,
+    cf = lambda i, ok: Counterfactual('t', CLASSES, 'red', CLASSES[p.target[i]], .9, 'm', p.original[i], p.start[i],
+        p.counterfactual[i] if ok else None, success=ok, step=1.,
         steps=np.array([0., .5, 2]), p_path=np.array([.1, .4, .99]), p=.9, reason='' if ok else 'no way')
     q = as_pairs([[cf(0, False), cf(0, True), cf(0, True)], [cf(1, False)]])
-    assert q.found.tolist() == [True, False] and [len(v) for v in q.others] == [2, 0] and q.paths[0].tolist() == pytest.approx([.1, .4, .9])
+    assert q.found.tolist() == [True, False] and [len(v) for v in q.others] == [2,
+        0] and q.paths[0].tolist() == pytest.approx([.1, .4, .9])
     m = measure(q, channels, distance=distance)
     assert m['diversity', 'm'] == 0 and m['alternatives', 'm'] == 1            # twice the same picture is no diversity
 
@@ -113,7 +121,8 @@ def test_a_method_that_cannot_run_does_not_end_the_evaluation(monkeypatch):
     def broken(*a, **k): raise HxError('needs a network that was never trained')
     ours = dict(evaluation.all_methods())
     monkeypatch.setattr(evaluation, 'all_methods', lambda: ours | {'amortised': broken})
-    monkeypatch.setattr(evaluation, 'explain', lambda ex, pics, **k: broken() if k['method'] == 'amortised' else real_explain(ex, pics, **k))
+    monkeypatch.setattr(evaluation, 'explain', lambda ex, pics,
+        **k: broken() if k['method'] == 'amortised' else real_explain(ex, pics, **k))
     t = evaluate(Two(), images(), controls=('unedited',), hold=(), latencies=False, boots=50)
     assert t.skipped['amortised'] == 'needs a network that was never trained' and 'direction' not in t.skipped and set(t.pairs) >= {'direction', 'unedited'}
 
@@ -123,8 +132,10 @@ real_explain = evaluation.explain
 class Two(Explainer):
     "Paints w[0] into the red channel of a picture; that is the class."
     def __init__(self):
-        self.classes, self.cache, self.device, self.size, self.card, self.folder = ('dark', 'light'), Cache(), torch.device('cpu'), 32, {}, None
-        self.translator, self.classifier = None, Classifier(lambda x: F.pad(16 * x[:, :1].mean([2, 3]), (1, 0)), self.classes, 32)
+        self.classes, self.cache, self.device, self.size, self.card, self.folder = ('dark',
+            'light'), Cache(), torch.device('cpu'), 32, {}, None
+        self.translator, self.classifier = None, Classifier(lambda x: F.pad(16 * x[:, :1].mean([2, 3]), (1, 0)),
+            self.classes, 32)
         w = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
         self.reference = Reference(w, None, self.classify(self.generate(w)), torch.zeros(200, dtype=torch.long))
     def encode(self, images):
@@ -147,7 +158,8 @@ def test_evaluation_repeats_itself_and_refuses_an_oracle_of_other_classes():
     a, b = evaluate(Two(), images(), **kw), evaluate(Two(), images(), **kw)
     assert [(m.record['metric'], float(m)) for m in a] == [(m.record['metric'], float(m)) for m in b]
     assert a['flip_0.9', 'direction'] == 1 and a['monotone', 'direction'] == pytest.approx(1)
-    with pytest.raises(HxError, match='the oracle knows'): evaluate(Two(), images(), oracle=Classifier(lambda x: x.mean([2, 3]), CLASSES, 32), **kw)
+    with pytest.raises(HxError, match='the oracle knows'):
+        evaluate(Two(), images(), oracle=Classifier(lambda x: x.mean([2, 3]), CLASSES, 32), **kw)
     with pytest.raises(HxError, match='expected methods'): evaluate(Two(), images(), controls=('prayer',))
 
 

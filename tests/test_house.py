@@ -15,7 +15,8 @@ def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
 def test_imports_never_run_back_up(nb):
     name = nb.stem.split('_', 1)[1]
     tree = ast.parse((ROOT/'histoxplaining'/f'{name}.py').read_text(encoding='utf-8'))
-    used = {n.module.split('.')[-1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and (n.level or n.module.startswith('histoxplaining'))}
+    used = {n.module.split('.')[-1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module
+        and (n.level or n.module.startswith('histoxplaining'))}
     late = {u for u in used if ROOM[u] >= ROOM[name]}
     assert not late, f'{nb.name} imports from rooms that come after it: {late}'
 
@@ -34,7 +35,8 @@ def test_notebook_is_executed_and_shows_something(nb):
 def test_public_functions_say_what_they_do(nb):
     name = nb.stem.split('_', 1)[1]
     tree = ast.parse((ROOT/'histoxplaining'/f'{name}.py').read_text(encoding='utf-8'))
-    mute = [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_') and not ast.get_docstring(n)]
+    mute = [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')
+        and not ast.get_docstring(n)]
     assert not mute, f'no docstring: {mute}'
 
 
@@ -42,12 +44,15 @@ def test_every_torch_load_is_weights_only():
     for p in (ROOT/'histoxplaining').glob('*.py'):
         for n in ast.walk(ast.parse(p.read_text(encoding='utf-8'))):
             if isinstance(n, ast.Call) and ast.unparse(n.func) == 'torch.load':
-                assert any(k.arg == 'weights_only' and getattr(k.value, 'value', None) is True for k in n.keywords), f'{p.name}:{n.lineno}'
+                assert any(k.arg == 'weights_only' and getattr(k.value, 'value', None) is True
+                    for k in n.keywords), f'{p.name}:{n.lineno}'
 
 
 def test_no_machine_paths():
-    texts = [p for pat in ('nbs/*.ipynb', 'histoxplaining/*.py', 'tests/*.py', '*.md', 'Makefile', 'settings.ini') for p in ROOT.glob(pat)]
-    found = [(p.name, m) for p in texts if p != Path(__file__) for m in re.findall(r'(?:/home/|/root/|/work/|/Users/)[\w.]+', p.read_text(encoding='utf-8'))]
+    texts = [p for pat in ('nbs/*.ipynb', 'histoxplaining/*.py', 'tests/*.py', '*.md', 'Makefile', 'settings.ini')
+        for p in ROOT.glob(pat)]
+    found = [(p.name, m) for p in texts if p != Path(__file__)
+        for m in re.findall(r'(?:/home/|/root/|/work/|/Users/)[\w.]+', p.read_text(encoding='utf-8'))]
     assert not found
 
 
@@ -55,13 +60,15 @@ def test_the_top_loads_nothing_that_is_not_asked_for():
     "Importing the package is cheap, its names are there, and modules answer to their old names for one release."
     script = ("import sys, histoxplaining; assert 'torch' not in sys.modules\n"
               "import warnings, importlib\n"
-              "from histoxplaining import Explainer, explain, Explorer, TileStore, Classifier, train, evaluate, audit, write_report\n"
+              "from histoxplaining import Explainer, explain, Explorer, TileStore, Classifier, train, evaluate, audit, "
+                  "write_report\n"
               "assert callable(audit) and all(hasattr(histoxplaining, n) for n in histoxplaining.__all__)\n"
               "for old, new in histoxplaining._MOVED.items():\n"
               "    with warnings.catch_warnings(record=True) as w:\n"
               "        warnings.simplefilter('always')\n"
               "        one, two = (importlib.import_module('histoxplaining.' + n) for n in (old, new))\n"
-              "    assert one is two and one.__spec__.name == 'histoxplaining.' + new and any('is called' in str(v.message) for v in w), old\n")
+              "    assert one is two and one.__spec__.name == 'histoxplaining.' + new and any('is called' in "
+                  "str(v.message) for v in w), old\n")
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -69,8 +76,19 @@ def test_the_top_loads_nothing_that_is_not_asked_for():
 def test_no_room_takes_private_names_of_another():
     for nb in NOTEBOOKS:
         tree = ast.parse((ROOT/'histoxplaining'/f"{nb.stem.split('_', 1)[1]}.py").read_text(encoding='utf-8'))
-        taken = [f'{n.module}.{a.name}' for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level for a in n.names if a.name.startswith('_') and not a.name.startswith('__')]
+        taken = [f'{n.module}.{a.name}' for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level
+            for a in n.names if a.name.startswith('_') and not a.name.startswith('__')]
         assert not taken, f'{nb.name} takes {taken}'
+
+
+WIDE = 271   # lines that no bracket lets break: documentation of parameters, long texts, tables; not one more
+
+
+def test_lines_are_not_too_long():
+    texts = [''.join(c['source']) for nb in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in nb.parts for c in cells(nb) if c['cell_type'] == 'code']
+    texts += [p.read_text(encoding='utf-8') for d in ('tests', 'benchmarks') for p in (ROOT/d).glob('*.py')]
+    wide = [line for text in texts for line in text.split('\n') if len(line) > 120]
+    assert len(wide) <= WIDE, f'{len(wide)} lines over 120 characters, such as {max(wide, key=len)[:200]}'
 
 
 def test_rooms_have_numbers_of_their_own():

@@ -53,7 +53,9 @@ def test_classifier_of_other_classes_is_refused(tiny, tmp_path):
     shutil.copytree(tiny/'tiles', tmp_path/'tiles')
     (tmp_path/'tiles'/'tumour').rename(tmp_path/'tiles'/'adenoma')
     TileStore.create(tmp_path/'tiles', tmp_path/'s.lmdb', size=16)
-    with pytest.raises(HxError, match='adenoma'): train(TrainConfig(data=str(tmp_path/'s.lmdb'), kimg=.016), tmp_path/'run', classifier=tiny/'classifier.safetensors', quiet=True)
+    with pytest.raises(HxError, match='adenoma'):
+        train(TrainConfig(data=str(tmp_path/'s.lmdb'), kimg=.016), tmp_path/'run',
+            classifier=tiny/'classifier.safetensors', quiet=True)
 
 
 def test_truncated_classifier_and_checkpoint_are_named(tiny, tmp_path):
@@ -67,7 +69,8 @@ def test_truncated_classifier_and_checkpoint_are_named(tiny, tmp_path):
 
 
 def test_an_explanation_of_a_broken_picture_is_refused(tiny, tmp_path):
-    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='autoencoder', kimg=.016, batch=8, channel_base=256, channel_max=16), tmp_path/'run', tiny/'classifier.safetensors', quiet=True)
+    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='autoencoder', kimg=.016, batch=8, channel_base=256,
+        channel_max=16), tmp_path/'run', tiny/'classifier.safetensors', quiet=True)
     (tmp_path/'broken.png').write_bytes(b'\x89PNG\r\n')
     status, _, err = hx('hx_explain', run.path, tmp_path/'broken.png', '--out', tmp_path/'r.html')
     assert status == 2 and 'broken.png' in err and not (tmp_path/'r.html').exists()

@@ -11,7 +11,8 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
 @pytest.fixture(autouse=True)
-def everywhere(monkeypatch): monkeypatch.setattr(ops, 'FORCE', True)      # the native operator also where PyTorch's own is faster
+def everywhere(monkeypatch):
+    monkeypatch.setattr(ops, 'FORCE', True)      # the native operator also where PyTorch's own is faster
 
 
 def scipy_1d(x, f, up, down, p0, p1, axis):
@@ -25,8 +26,10 @@ def scipy_1d(x, f, up, down, p0, p1, axis):
 
 
 resampling = dict(
-    shape=st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 9), st.integers(1, 20)), taps=st.integers(1, 13),
-    up=st.tuples(st.integers(1, 4), st.integers(1, 4)), down=st.tuples(st.integers(1, 4), st.integers(1, 4)), pad=st.tuples(*[st.integers(-5, 14)] * 4), flip=st.booleans(),
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 9), st.integers(1, 20)),
+        taps=st.integers(1, 13),
+    up=st.tuples(st.integers(1, 4), st.integers(1, 4)), down=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+        pad=st.tuples(*[st.integers(-5, 14)] * 4), flip=st.booleans(),
     gain=st.sampled_from([1, 4, -.5]), last=st.booleans(), seed=st.integers(0, 2**30))
 
 def leaves_something(shape, taps, up, down, pad):
@@ -50,7 +53,8 @@ def test_resampling_is_scipys(device, shape, taps, up, down, pad, flip, gain, la
     for filt in (tf, torch.outer(tf, tf)):
         full = (tx, filt, up, down, pad, flip, gain)
         got = [ops.upfirdn2d(*full), ops.upfirdn2d_reference(*full)]
-        if device in NATIVE: got.append(ops._run_upfirdn2d(ops._native(device)[0], *full, fast=False))     # the function of a GPU thread, on the CPU
+        # the function of a GPU thread, on the CPU
+        if device in NATIVE: got.append(ops._run_upfirdn2d(ops._native(device)[0], *full, fast=False))
         for y in got:
             assert y.shape == want.shape
             np.testing.assert_allclose(y.cpu().numpy(), want, atol=1e-10 * taps**2)
@@ -67,7 +71,8 @@ def test_stored_precisions_add_up_in_float32(device, dtype, tol, layout):
         y = ops.upfirdn2d(low, f.float().to(device), up, down, 6)
         assert y.dtype == dtype
         if device in NATIVE: assert y.is_contiguous(memory_format=layout)
-        want = ops.upfirdn2d_reference(low.cpu().double(), f.float().double(), (up, up), (down, down), (6,) * 4, False, 1)
+        want = ops.upfirdn2d_reference(low.cpu().double(), f.float().double(), (up, up), (down, down), (6,) * 4, False,
+            1)
         assert (y.cpu().double() - want).abs().max() <= tol * want.abs().max()
     for act in ops.ACTIVATIONS:
         y = ops.bias_act(low, b.to(device, dtype), act=act, clamp=1.5)
@@ -85,14 +90,16 @@ def test_two_derivatives(device, native, layout, monkeypatch):
     leaf = lambda *s: torch.randn(*s, dtype=torch.float64, device=device)
     x, b = leaf(2, 3, 5, 4).contiguous(memory_format=layout).requires_grad_(), leaf(3).requires_grad_()
     f = leaf(4)
-    for up, down, pad in ((1, 1, (1, 2, 2, 1)), (2, 1, (2, 1, 2, 1)), (1, 2, (1, 1, 1, 1)), ((3, 2), (2, 3), (4, -1, 3, 2))):
+    for up, down, pad in ((1, 1, (1, 2, 2, 1)), (2, 1, (2, 1, 2, 1)), (1, 2, (1, 1, 1, 1)),
+            ((3, 2), (2, 3), (4, -1, 3, 2))):
         for filt in (f, torch.outer(f, f)):
             fn = lambda x: ops.upfirdn2d(x, filt, up, down, pad, gain=1.7)
             assert torch.autograd.gradcheck(fn, x) and torch.autograd.gradgradcheck(lambda x: fn(x).sin(), x)
     for act in ops.ACTIVATIONS:
         for clamp in (None, 1.1):
             fn = lambda x, b: ops.bias_act(x, b, act=act, gain=1.3, clamp=clamp)
-            assert torch.autograd.gradcheck(fn, (x, b)) and torch.autograd.gradgradcheck(lambda x, b: fn(x, b).sin(), (x, b)), act
+            assert torch.autograd.gradcheck(fn, (x, b)) and torch.autograd.gradgradcheck(lambda x, b: fn(x, b).sin(),
+                (x, b)), act
     v, c = leaf(4, 6).requires_grad_(), leaf(6).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda v, c: ops.bias_act(v, c, dim=1, act='swish').sin(), (v, c))
 
@@ -125,7 +132,8 @@ y = ops.bias_act(torch.ones(1, 2, 4, 4), torch.ones(2), act='lrelu', gain=1.)
 print(*ops.backend(), float(y.sum()))'''
 
 def start(cache, **env):
-    return subprocess.Popen([sys.executable, '-c', CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'TORCH_EXTENSIONS_DIR': str(cache), **env})
+    return subprocess.Popen([sys.executable, '-c', CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, 'TORCH_EXTENSIONS_DIR': str(cache), **env})
 
 def finish(p):
     out, err = p.communicate()
@@ -140,7 +148,8 @@ def test_without_a_compiler_the_reference_works(tmp_path):
 
 def test_a_failing_build_ends_in_one_line(tmp_path):
     cxx = tmp_path/'c++'
-    cxx.write_text('#!/bin/sh\ncase "$*" in *--version*|*-dumpfullversion*) echo "g++ 12.2.0";; *) echo "x.cpp:1: error: broken on purpose" >&2; exit 1;; esac\n')
+    cxx.write_text('#!/bin/sh\ncase "$*" in *--version*|*-dumpfullversion*) echo "g++ 12.2.0";; *) echo "x.cpp:1: '
+        'error: broken on purpose" >&2; exit 1;; esac\n')
     cxx.chmod(0o755)
     out, lines = finish(start(tmp_path/'cache', CXX=str(cxx)))
     assert out.startswith('reference') and len(lines) == 2 and 'broken on purpose' in lines[1], lines
@@ -169,7 +178,8 @@ def test_processes_that_start_together_build_once(tmp_path):
     private.mkdir(parents=True, mode=0o700)
     shutil.move(next(cache.rglob('*.so')), private)
     (tmp_path/'file').write_text('')
-    out, lines = finish(start(tmp_path/'file', TMPDIR=str(tmp_path/'tmp')))          # a file where the cache should be: the private folder serves
+    # a file where the cache should be: the private folder serves
+    out, lines = finish(start(tmp_path/'file', TMPDIR=str(tmp_path/'tmp')))
     assert out.startswith('native') and not lines
 
 

@@ -5,9 +5,12 @@ from histoxplaining import training_step as steps
 from histoxplaining.checkpoints import RunDir, images_of
 from histoxplaining.training import TrainConfig, train
 
-SMALL = dict(batch=8, channel_base=256, channel_max=16, proj_res=32, log_kimg=.016, aug_pipe='bgcfnc', ada_target=-1., ada_kimg=.4)
-ALL = SMALL | dict(arch='StyleEx', disc='both', ae_kimg=.08, kimg=.32, snap_kimg=.048, pl_weight=2., metrics_kimg=.16, metrics_n=128)
-MODES = {'StyleEx': ALL, 'stylegan2': SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.048), 'autoencoder': SMALL | dict(arch='autoencoder', kimg=.32, snap_kimg=.048, aug=None)}
+SMALL = dict(batch=8, channel_base=256, channel_max=16, proj_res=32, log_kimg=.016, aug_pipe='bgcfnc', ada_target=-1.,
+    ada_kimg=.4)
+ALL = SMALL | dict(arch='StyleEx', disc='both', ae_kimg=.08, kimg=.32, snap_kimg=.048, pl_weight=2., metrics_kimg=.16,
+    metrics_n=128)
+MODES = {'StyleEx': ALL, 'stylegan2': SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.048),
+    'autoencoder': SMALL | dict(arch='autoencoder', kimg=.32, snap_kimg=.048, aug=None)}
 
 # Trains in a child that can be killed, again and again, without importing torch again: argv is data, folder, classifier, settings, and when each child is killed: so many seconds after so many images were logged
 SCRIPT = '''
@@ -38,7 +41,8 @@ sys.exit(code)
 
 
 def start(tiny, out, cfg, whens=()):
-    return subprocess.Popen([sys.executable, '-c', SCRIPT, tiny/'tiles.lmdb', out, tiny/'classifier.safetensors', json.dumps(cfg), json.dumps(whens)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, '-c', SCRIPT, tiny/'tiles.lmdb', out, tiny/'classifier.safetensors',
+        json.dumps(cfg), json.dumps(whens)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(p):
@@ -76,12 +80,14 @@ def whole(tiny, tmp_path_factory):
 def test_killed_run_resumes_to_the_same_bits(tiny, whole, tmp_path, mode, times):
     full = whole(mode)
     rng = random.Random(0)
-    whens = [(n, rng.uniform(0, .3)) for n in sorted(rng.uniform(0, 290) for _ in range(times))]  # some before the first checkpoint, some while one is written
+    # some before the first checkpoint, some while one is written
+    whens = [(n, rng.uniform(0, .3)) for n in sorted(rng.uniform(0, 290) for _ in range(times))]
     said = finish(start(tiny, tmp_path/'cut', MODES[mode], whens))
     cut = RunDir(tmp_path/'cut')
     assert_same(full.latest(), cut.latest())
     assert mode == 'autoencoder' or full.latest()['ada']['p'] > .1                            # augmentation was at work
-    rows = lambda run: [{k: v for k, v in r.items() if k not in ('img_s', 'seconds')} for r in run.read_log() if r.get('snapshot')]
+    rows = lambda run: [{k: v for k, v in r.items() if k not in ('img_s', 'seconds')} for r in run.read_log()
+        if r.get('snapshot')]
     assert rows(full) == rows(cut)                                                            # the log tells one story
     assert full.best == cut.best and f'killed {times} times' in said
 
@@ -89,7 +95,8 @@ def test_killed_run_resumes_to_the_same_bits(tiny, whole, tmp_path, mode, times)
 def test_sigterm_saves_and_ends_well(tiny, whole, tmp_path):
     p = start(tiny, tmp_path/'run', MODES['stylegan2'] | dict(snap_kimg=10))
     run, deadline = RunDir(tmp_path/'run'), time.time() + 200
-    while not (rows := run.read_log()) or rows[-1]['nimg'] < 64: assert p.poll() is None and time.time() < deadline; time.sleep(.02)
+    while not (rows := run.read_log()) or rows[-1]['nimg'] < 64:
+        assert p.poll() is None and time.time() < deadline; time.sleep(.02)
     child = int(subprocess.run(['pgrep', '-P', str(p.pid)], capture_output=True, text=True).stdout.split()[0])
     os.kill(child, signal.SIGTERM)
     assert 'stopped (SIGTERM)' in finish(p)
@@ -101,7 +108,8 @@ def test_sigterm_saves_and_ends_well(tiny, whole, tmp_path):
 
 def test_a_damaged_newest_checkpoint_is_skipped(tiny, whole, tmp_path):
     run = RunDir(tmp_path/'run')
-    finish(start(tiny, run.path, MODES['stylegan2']))                                         # as many threads as in the run that it is compared with
+    # as many threads as in the run that it is compared with
+    finish(start(tiny, run.path, MODES['stylegan2']))
     newest = run.states()[-1]
     newest.write_bytes(newest.read_bytes()[:-5000] + bytes(5000))
     said = finish(start(tiny, run.path, MODES['stylegan2']))
@@ -113,11 +121,13 @@ def test_a_damaged_newest_checkpoint_is_skipped(tiny, whole, tmp_path):
 def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(tiny, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     def fills_up(row):
-        if row['nimg'] >= 96: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))           # no file may grow beyond 20 kB
+        # no file may grow beyond 20 kB
+        if row['nimg'] >= 96: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         with pytest.raises(ValueError, match='make room, then continue with --ckpt'):
-            train(TrainConfig(data=str(tiny/'tiles.lmdb'), **MODES['stylegan2']), tmp_path/'run', quiet=True, callback=fills_up)
+            train(TrainConfig(data=str(tiny/'tiles.lmdb'), **MODES['stylegan2']), tmp_path/'run', quiet=True,
+                callback=fills_up)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, old)
@@ -127,7 +137,8 @@ def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(tiny, tmp_path
     assert run.latest()['nimg'] == 320
 
 
-TERMS = {'generator_terms': ('l1', 'coarse', 'perceptual', 'style', 'look', 'kl', 'prior', 'w', 'g_adv', 'g_proj'), 'discriminator_terms': ('d_adv', 'd_proj'), 'path_length_term': ('path',), 'r1_penalty': ('r1',)}
+TERMS = {'generator_terms': ('l1', 'coarse', 'perceptual', 'style', 'look', 'kl', 'prior', 'w', 'g_adv', 'g_proj'),
+    'discriminator_terms': ('d_adv', 'd_proj'), 'path_length_term': ('path',), 'r1_penalty': ('r1',)}
 
 
 def poison(monkeypatch, when):
@@ -138,7 +149,8 @@ def poison(monkeypatch, when):
         def fn(*args, **kw):
             out, nan = real(*args, **kw), float('nan')
             if name == 'generator_terms': seen['nimg'] = args[0].nimg
-            if name in ('path_length_term', 'r1_penalty'): return out * nan if when(TERMS[name][0], seen['nimg']) else out
+            if name in ('path_length_term', 'r1_penalty'):
+                return out * nan if when(TERMS[name][0], seen['nimg']) else out
             for k in out[0]:
                 if when(k, seen['nimg']): out[0][k] = out[0][k] * nan
             return out
@@ -154,22 +166,27 @@ def test_a_term_that_is_not_finite_is_named_and_its_step_left_out(tiny, tmp_path
         hit[nimg] = term
         return True
     poison(monkeypatch, when)
-    cfg = TrainConfig(data=str(tiny/'tiles.lmdb'), **ALL | dict(ae_kimg=0., kimg=.16, metrics_kimg=0, snap_kimg=1, w_every=1, r1_every=1, pl_every=1, nan_budget=50))
+    cfg = TrainConfig(data=str(tiny/'tiles.lmdb'), **ALL |
+        dict(ae_kimg=0., kimg=.16, metrics_kimg=0, snap_kimg=1, w_every=1, r1_every=1, pl_every=1, nan_budget=50))
     run = train(cfg, tmp_path/'run', tiny/'classifier.safetensors', quiet=True)
     bad = {r['nimg'] - 8: r for r in run.read_log() if 'not_finite' in r}
     assert not pending and {n: b['not_finite'] for n, b in bad.items()} == {n: [t] for n, t in hit.items()}
     assert {b['action'] for b in bad.values()} == {'skip'} and all(len(b['left_out']) == 1 for b in bad.values())
     state = run.latest()
-    assert state['nimg'] == 160 and all(torch.isfinite(v).all() for k, v in flat({k: state[k] for k in ('nets', 'ema', 'norms', 'opts')}) if isinstance(v, torch.Tensor))
+    assert state['nimg'] == 160 and all(torch.isfinite(v).all() for k,
+        v in flat({k: state[k] for k in ('nets', 'ema', 'norms', 'opts')}) if isinstance(v, torch.Tensor))
 
 
 def test_lasting_trouble_is_met_by_going_back_and_then_by_a_diagnosis(tiny, tmp_path, monkeypatch, capsys):
     poison(monkeypatch, lambda term, nimg: term == 'd_adv' and nimg >= 96)
-    cfg = TrainConfig(data=str(tiny/'tiles.lmdb'), **SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.048, nan_budget=2))
-    with pytest.raises(ValueError, match=r'd_adv not finite after 112 images: .* 2 returns to an earlier state'): train(cfg, tmp_path/'run')
+    cfg = TrainConfig(data=str(tiny/'tiles.lmdb'), **SMALL |
+        dict(arch='stylegan2', kimg=.32, snap_kimg=.048, nan_budget=2))
+    with pytest.raises(ValueError, match=r'd_adv not finite after 112 images: .* 2 returns to an earlier state'):
+        train(cfg, tmp_path/'run')
     assert capsys.readouterr().out.count('back to the newest checkpoint, at half the learning rate') == 2
     state = RunDir(tmp_path/'run').latest()
-    assert state['nimg'] == 96 and all(torch.isfinite(v).all() for _, v in flat(state['nets']) if isinstance(v, torch.Tensor))
+    assert state['nimg'] == 96 and all(torch.isfinite(v).all() for _,
+        v in flat(state['nets']) if isinstance(v, torch.Tensor))
 
 
 def test_memory_that_does_not_suffice_halves_the_batch_once(tiny, tmp_path, monkeypatch, capsys):
@@ -185,14 +202,19 @@ def test_memory_that_does_not_suffice_halves_the_batch_once(tiny, tmp_path, monk
 
 def test_early_stopping(tiny, tmp_path, monkeypatch):
     from histoxplaining import training
-    monkeypatch.setattr(training.Yardstick, '__call__', lambda self, st, cfg, clf: {'score': float(st.nimg)})      # worse every time
-    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), **SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.032, metrics_kimg=.032, patience=2)), tmp_path/'run', quiet=True)
-    assert run.best == {'nimg': 32, 'score': 32.} and run.latest()['nimg'] == 96 and run.read_log()[-1]['stopped'].startswith('no better')
+    # worse every time
+    monkeypatch.setattr(training.Yardstick, '__call__', lambda self, st, cfg, clf: {'score': float(st.nimg)})
+    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'),
+        **SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.032, metrics_kimg=.032, patience=2)), tmp_path/'run',
+        quiet=True)
+    assert run.best == {'nimg': 32,
+        'score': 32.} and run.latest()['nimg'] == 96 and run.read_log()[-1]['stopped'].startswith('no better')
     assert [images_of(p) for p in run.states()] == [32, 64, 96]                               # the best one is kept
 
 
 def test_a_run_is_not_overwritten(tiny, tmp_path):
-    cfg = TrainConfig(data=str(tiny/'tiles.lmdb'), arch='stylegan2', kimg=.016, batch=8, channel_base=256, channel_max=16)
+    cfg = TrainConfig(data=str(tiny/'tiles.lmdb'), arch='stylegan2', kimg=.016, batch=8, channel_base=256,
+        channel_max=16)
     train(cfg, tmp_path/'run', quiet=True)
     before = (tmp_path/'run'/'log.jsonl').read_bytes()
     with pytest.raises(ValueError, match='already holds a run'): train(cfg, tmp_path/'run', quiet=True)
@@ -203,8 +225,10 @@ def test_continuing_with_another_batch_reaches_the_end(tiny, tmp_path):
     cfg = dict(data=str(tiny/'tiles.lmdb'), arch='stylegan2', channel_base=256, channel_max=16)
     train(TrainConfig(**cfg, kimg=.024, batch=8), tmp_path/'a', quiet=True)
     run = train(TrainConfig(**cfg, kimg=.05, batch=16), tmp_path/'b', ckpt=tmp_path/'a', quiet=True)
-    assert run.latest()['nimg'] == 56                                                     # 24 + 2 x 16: the first step at or past the end
-    with pytest.raises(ValueError, match='already at'): train(TrainConfig(**cfg, kimg=.05, batch=16), tmp_path/'c', ckpt=run.path, quiet=True)
+    # 24 + 2 x 16: the first step at or past the end
+    assert run.latest()['nimg'] == 56
+    with pytest.raises(ValueError, match='already at'):
+        train(TrainConfig(**cfg, kimg=.05, batch=16), tmp_path/'c', ckpt=run.path, quiet=True)
     assert not (tmp_path/'c').exists()
 
 
@@ -219,13 +243,17 @@ def test_going_back_forgets_what_came_after(tiny, tmp_path):
 def test_a_checkpoint_of_other_networks_is_refused_by_name(tiny, tmp_path):
     cfg = dict(data=str(tiny/'tiles.lmdb'), arch='stylegan2', kimg=.016, batch=8, channel_base=256)
     train(TrainConfig(**cfg, channel_max=16), tmp_path/'a', quiet=True)
-    with pytest.raises(ValueError, match='nets.G of the checkpoint does not fit'): train(TrainConfig(**cfg, channel_max=8), tmp_path/'b', ckpt=tmp_path/'a', quiet=True)
+    with pytest.raises(ValueError, match='nets.G of the checkpoint does not fit'):
+        train(TrainConfig(**cfg, channel_max=8), tmp_path/'b', ckpt=tmp_path/'a', quiet=True)
 
 
 def test_a_run_that_grew_from_a_model_goes_on_with_its_shape(tiny, tmp_path):
-    small = TrainConfig(data=str(tiny/'tiles.lmdb'), arch='StyleEx', kimg=.064, batch=8, channel_base=128, channel_max=16, map_layers=1, feat_channels=4, perceptual='lite0', metrics_kimg=0)
+    small = TrainConfig(data=str(tiny/'tiles.lmdb'), arch='StyleEx', kimg=.064, batch=8, channel_base=128,
+        channel_max=16, map_layers=1, feat_channels=4, perceptual='lite0', metrics_kimg=0)
     first = train(small, tmp_path/'first', tiny/'classifier.safetensors', quiet=True)
     again = dict(data=small.data, init=str(first.model), arch='StyleEx', batch=8, perceptual='lite0', metrics_kimg=0)
     run = train(TrainConfig(**again, kimg=.064), tmp_path/'run', tiny/'classifier.safetensors', quiet=True)
-    run = train(TrainConfig(**again, kimg=.128), tmp_path/'run', tiny/'classifier.safetensors', ckpt=run.path, quiet=True)   # the same call, longer
+    # the same call, longer
+    run = train(TrainConfig(**again, kimg=.128), tmp_path/'run', tiny/'classifier.safetensors', ckpt=run.path,
+        quiet=True)
     assert run.latest()['nimg'] == 128 and run.latest()['config']['channel_base'] == 128

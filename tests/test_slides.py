@@ -15,12 +15,15 @@ SIDE = 224
 
 
 def polygon(x, y, w, h, name):
-    return dict(type='Feature', geometry=dict(type='Polygon', coordinates=[[[x, y], [x + w, y], [x + w, y + h], [x, y + h], [x, y]]]), properties=dict(objectType='annotation', classification=dict(name=name)))
+    return dict(type='Feature', geometry=dict(type='Polygon',
+        coordinates=[[[x, y], [x + w, y], [x + w, y + h], [x, y + h], [x, y]]]),
+        properties=dict(objectType='annotation', classification=dict(name=name)))
 
 
 @pytest.fixture(scope='module')
 def slide(tmp_path_factory):
-    "2,240 px: eight by eight squares of tissue that the packaged model drew, glass around them, three levels; one half annotated healthy, the other adenocarcinoma."
+    """2,240 px: eight by eight squares of tissue that the packaged model drew, glass around them, three levels; one
+    half annotated healthy, the other adenocarcinoma."""
     root, ex = tmp_path_factory.mktemp('slide'), Explainer.from_pretrained()
     seeds = list(range(96))
     pics = ex.render(Code(ex.mapping(seeds), ex.layouts(seeds)))
@@ -35,8 +38,12 @@ def slide(tmp_path_factory):
     path = root/'s1.tif'
     with tifffile.TiffWriter(path) as t:
         for k, f in enumerate((1, 2, 4)):
-            t.write(img if f == 1 else np.asarray(Image.fromarray(img).resize((len(img) // f,) * 2, Image.BOX)), tile=(256, 256), compression='zlib', photometric='rgb', subfiletype=int(k > 0), resolution=(20000 / f, 20000 / f), resolutionunit='CENTIMETER')
-    (root/'s1.geojson').write_text(json.dumps(dict(type='FeatureCollection', features=[polygon(SIDE, SIDE, 4 * SIDE, 8 * SIDE, 'healthy'), polygon(5 * SIDE, SIDE, 4 * SIDE, 8 * SIDE, 'adenocarcinoma')])))
+            t.write(img if f == 1 else np.asarray(Image.fromarray(img).resize((len(img) // f,) * 2, Image.BOX)),
+                tile=(256, 256), compression='zlib', photometric='rgb', subfiletype=int(k > 0),
+                resolution=(20000 / f, 20000 / f), resolutionunit='CENTIMETER')
+    (root/'s1.geojson').write_text(json.dumps(dict(type='FeatureCollection',
+        features=[polygon(SIDE, SIDE, 4 * SIDE, 8 * SIDE, 'healthy'),
+        polygon(5 * SIDE, SIDE, 4 * SIDE, 8 * SIDE, 'adenocarcinoma')])))
     return path
 
 
@@ -48,7 +55,8 @@ def store(slide, tmp_path_factory):
 
 
 def test_tiles_know_place_class_and_slide(slide, store):
-    assert store.counts == dict(adenocarcinoma=32, healthy=32) and store.manifest['groups'] == ['s1.tif'] and len(store.val)
+    assert store.counts == dict(adenocarcinoma=32,
+        healthy=32) and store.manifest['groups'] == ['s1.tif'] and len(store.val)
     assert store.mpp == pytest.approx(.5 * SIDE / 64)
     file = Slide(slide)
     for i in range(0, len(store), 9):
@@ -59,12 +67,14 @@ def test_tiles_know_place_class_and_slide(slide, store):
 
 
 def test_explained_tiles_come_back_to_the_slide(store, tmp_path, capsys):
-    hx_explain('colon-64', [str(store.path)], n=6, out=str(tmp_path/'r.html'), geojson=str(tmp_path/'o.geojson'), csv=str(tmp_path/'t.csv'), frames=0)
+    hx_explain('colon-64', [str(store.path)], n=6, out=str(tmp_path/'r.html'), geojson=str(tmp_path/'o.geojson'),
+        csv=str(tmp_path/'t.csv'), frames=0)
     features = json.loads((tmp_path/'o.geojson').read_text())['features']
     assert len(features) == 6
     for f in features:
         p, ring = f['properties'], f['geometry']['coordinates'][0]
-        assert p['objectType'] == 'tile' and p['classification']['name'] in ('healthy', 'adenocarcinoma') and ring[0] == ring[-1] and ring[2][0] - ring[0][0] == SIDE
+        assert p['objectType'] == 'tile' and p['classification']['name'] in ('healthy',
+            'adenocarcinoma') and ring[0] == ring[-1] and ring[2][0] - ring[0][0] == SIDE
         assert 0 <= p['measurements']['p_original'] <= 1 and (p['measurements']['turned'] or p['metadata']['reason'])
 
 
@@ -80,7 +90,8 @@ def test_a_killed_build_goes_on(slide, tmp_path, monkeypatch, capsys):
     assert not (tmp_path/'s.lmdb').exists()
     capsys.readouterr()
     before, store = count[0], TileStore.create(slide, tmp_path/'s.lmdb', **kw)
-    assert 'going on with an interrupted build' in capsys.readouterr().out and len(store) == 256 and count[0] - before == 256 - 64      # the first chunk was not read again
+    # the first chunk was not read again
+    assert 'going on with an interrupted build' in capsys.readouterr().out and len(store) == 256 and count[0] - before == 256 - 64
     assert len(set(store.names)) == 256
 
 

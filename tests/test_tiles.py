@@ -18,7 +18,8 @@ def folder(tiny, tmp_path):
 def bomb(side=60_000):
     "A PNG of a few hundred bytes whose header promises side x side pixels."
     chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)) + chunk(b'IDAT',
+        zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
 
 
 def png(mode='RGB'):
@@ -36,8 +37,11 @@ def refused(source, tmp_path, **kw):
 
 # ---- single pictures: skipped and listed, or the end with on_error='raise'
 
-PICTURES = {'cut.png': (png()[:-30], 'cut.png: not a readable'), 'words.jpg': (b'no picture', 'words.jpg: not a readable'), 'empty.tif': (b'', 'empty.tif: not a readable'),
-    'bomb.png': (bomb(), 'bomb.png: refused: Image size (3600000000 pixels)'), 'big.png': (bomb(9000), 'big.png: 9000x9000 pixels, more than'), 'scan.gif': (b'BM', 'scan.gif: .gif is not read'), 'a.svs': (png(), 'a.svs: .svs is not read'),
+PICTURES = {'cut.png': (png()[:-30], 'cut.png: not a readable'),
+    'words.jpg': (b'no picture', 'words.jpg: not a readable'), 'empty.tif': (b'', 'empty.tif: not a readable'),
+    'bomb.png': (bomb(), 'bomb.png: refused: Image size (3600000000 pixels)'),
+        'big.png': (bomb(9000), 'big.png: 9000x9000 pixels, more than'),
+        'scan.gif': (b'BM', 'scan.gif: .gif is not read'), 'a.svs': (png(), 'a.svs: .svs is not read'),
     'gif.png': (b'GIF89a' + bytes(40), 'gif.png: not a readable')}
 
 @pytest.mark.parametrize('name', PICTURES)
@@ -52,7 +56,8 @@ def test_a_bad_picture_is_skipped_counted_and_listed(folder, tmp_path, name):
 def test_a_bomb_is_refused_without_being_decoded(tmp_path):
     (tmp_path/'bomb.png').write_bytes(bomb(13_300))                  # 0.7 GB with all its copies, if it were
     code = ('import resource, sys; from histoxplaining.images import read_image\n'
-        'resource.setrlimit(resource.RLIMIT_AS, (n := int(open("/proc/self/statm").read().split()[0]) * 4096 + 2**28, n))\n'
+        'resource.setrlimit(resource.RLIMIT_AS, (n := int(open("/proc/self/statm").read().split()[0]) * 4096 + 2**28, '
+            'n))\n'
         'try: read_image(sys.argv[1])\nexcept ValueError as e: print(e)')
     if not Path('/proc/self/statm').exists(): pytest.skip('no /proc to measure memory with')
     out = subprocess.run([sys.executable, '-c', code, tmp_path/'bomb.png'], capture_output=True, text=True)
@@ -66,7 +71,8 @@ def test_a_class_without_a_picture_is_named(folder, tmp_path):
     assert 'normal: no pictures' in refused(folder, tmp_path)
     (folder/'normal'/'a.png').write_bytes(png()[:40])
     assert 'normal: none of its 1 pictures can be used; the first: normal/a.png' in refused(folder, tmp_path)
-    assert "no class 'adenoma'; found benign, normal, tumour" in refused(folder, tmp_path, classes=['benign', 'adenoma'])
+    assert "no class 'adenoma'; found benign, normal, tumour" in refused(folder, tmp_path,
+        classes=['benign', 'adenoma'])
 
 @pytest.mark.parametrize('mode, n', [('L', 1), ('RGBA', 4)])
 def test_mixed_channels_are_named(folder, tmp_path, mode, n):
@@ -92,7 +98,9 @@ def table(folder, text):
 
 @pytest.mark.parametrize('text, says', [
     ('file,kind\na.png,benign\n', 't.csv: expected the columns path,label'),
-    ('path label\na.png benign\n', 't.csv: expected the columns path,label and perhaps group in the first line, separated by commas, semicolons or tabs; found path label'),
+    ('path label\na.png benign\n',
+        't.csv: expected the columns path,label and perhaps group in the first line, separated by commas, semicolons '
+        'or tabs; found path label'),
     ('path,file,label\na.png,a.png,benign\n', 't.csv: several columns could be path'),
     ('path,label\n' + 200_000 * 'a' + ',benign\n', 't.csv, line 2: not a row of a CSV table'),
     ('path,label\n', 't.csv: has a header but no rows'),
@@ -107,15 +115,18 @@ def test_a_table_that_names_a_missing_file(folder, tmp_path):
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*.png'))
     t = table(folder, '\n'.join(['path,label', *(f'{f},{f.split("/")[0]}' for f in files), 'benign/gone.png,benign']))
     assert 'benign/gone.png: No such file' in refused(t, tmp_path, on_error='raise')
-    assert TileStore.create(t, tmp_path/'s.lmdb', size=16).manifest['skipped'] == [['benign/gone.png', 'benign/gone.png: No such file or directory']]
+    assert TileStore.create(t, tmp_path/'s.lmdb', size=16).manifest['skipped'] == [['benign/gone.png',
+        'benign/gone.png: No such file or directory']]
 
 def test_a_table_that_is_not_text(folder, tmp_path):
     (folder/'t.csv').write_bytes('path,label\nä.png,gutartig\n'.encode('latin1'))
     assert 't.csv: not UTF-8' in refused(folder/'t.csv', tmp_path)
 
 @pytest.mark.parametrize('name, says, data, mode', [
-    ('../benign/a.png', 'odd path', b'x', 0), ('/benign/a.png', 'odd path', b'x', 0), ('C:/benign/a.png', 'odd path', b'x', 0), ('benign\\..\\a.png', 'odd path', b'x', 0),
-    ('benign/a.png', 'is a link', b'/etc/passwd', stat.S_IFLNK | 0o777), ('benign/a.png', 'like a decompression bomb', bytes(20_000_000), 0)])
+    ('../benign/a.png', 'odd path', b'x', 0), ('/benign/a.png', 'odd path', b'x', 0),
+        ('C:/benign/a.png', 'odd path', b'x', 0), ('benign\\..\\a.png', 'odd path', b'x', 0),
+    ('benign/a.png', 'is a link', b'/etc/passwd', stat.S_IFLNK | 0o777),
+        ('benign/a.png', 'like a decompression bomb', bytes(20_000_000), 0)])
 def test_a_hostile_zip_is_refused_whole(folder, tmp_path, name, says, data, mode):
     with zipfile.ZipFile(tmp_path/'t.zip', 'w', zipfile.ZIP_DEFLATED) as z:
         for p in sorted(folder.rglob('*.png')): z.write(p, p.relative_to(folder).as_posix())
@@ -138,7 +149,8 @@ def test_a_damaged_zip_is_named(folder, tmp_path):
 
 def test_groups_that_cannot_be_divided(folder, tmp_path):
     rows = [f'{p.relative_to(folder)},{p.parent.name},{p.parent.name}' for p in sorted(folder.rglob('*.png'))]
-    assert 'benign: its' in (m := refused(table(folder, '\n'.join(['path,label,group', *rows])), tmp_path)) and 'lie in 1 group(s)' in m
+    assert 'benign: its' in (m := refused(table(folder, '\n'.join(['path,label,group', *rows])),
+        tmp_path)) and 'lie in 1 group(s)' in m
     (folder/'t.csv').unlink()                                       # a table inside a folder is taken for its labels
     assert "split_by='group', but no groups are known" in refused(folder, tmp_path, split_by='group')
 
@@ -189,18 +201,21 @@ def test_a_full_disk_leaves_what_was_there(tiny, tmp_path):
     code = ('import resource, sys; from histoxplaining.tiles import TileStore\n'
         'resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n'
         'try: TileStore.create(sys.argv[1], sys.argv[2], size=64, overwrite=True)\nexcept ValueError as e: print(e)')
-    out = subprocess.run([sys.executable, '-c', code, tmp_path/'tiles', tmp_path/'s.lmdb'], capture_output=True, text=True)
+    out = subprocess.run([sys.executable, '-c', code, tmp_path/'tiles', tmp_path/'s.lmdb'], capture_output=True,
+        text=True)
     assert 's.lmdb: cannot be written' in out.stdout and 'Nothing that was there is lost' in out.stdout, out
     assert (tmp_path/'s.lmdb'/'data.mdb').read_bytes() == before and not list(tmp_path.glob('*.partial'))
 
 def test_two_builders_at_once(tmp_path):
     write_folder(tmp_path/'tiles', 400, 32, seed=0)
-    p = subprocess.Popen([sys.executable, '-c', BUILD, tmp_path/'tiles', tmp_path/'s.lmdb'], stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, '-c', BUILD, tmp_path/'tiles', tmp_path/'s.lmdb'], stdout=subprocess.PIPE,
+        text=True)
     p.stdout.readline()
     while p.poll() is None and not (tmp_path/'s.lmdb.partial'/'data.mdb').exists(): time.sleep(.002)
     os.kill(p.pid, signal.SIGSTOP)                                       # it holds its lock while it sleeps
     try:
-        with pytest.raises(DataError, match='another process is building'): TileStore.create(tmp_path/'tiles', tmp_path/'s.lmdb', size=32)
+        with pytest.raises(DataError, match='another process is building'):
+            TileStore.create(tmp_path/'tiles', tmp_path/'s.lmdb', size=32)
     finally: os.kill(p.pid, signal.SIGCONT)
     assert p.wait() == 0 and len(TileStore(tmp_path/'s.lmdb')) == 400
 
@@ -228,17 +243,22 @@ def test_a_large_image_becomes_tiles_where_there_is_tissue(tiny, tmp_path):
     for r, c in [(0, 0), (2, 3), (4, 5)]: slide[16 * r:16 * r + 16, 16 * c:16 * c + 16] = tile
     write_png(tmp_path/'slide.png', slide)
     store = TileStore.create(tmp_path/'slide.png', tmp_path/'s.lmdb', size=16, tile=16, mpp=.25)
-    assert store.names == ['slide.png@0,0', 'slide.png@48,32', 'slide.png@80,64'] and store.manifest['glass'] == 27 and store.mpp == .25
+    assert store.names == ['slide.png@0,0', 'slide.png@48,32',
+        'slide.png@80,64'] and store.manifest['glass'] == 27 and store.mpp == .25
     assert all((store[i][0] == tile).all() for i in range(3))
 
 
 def test_compact_stores_say_what_they_lost(tmp_path):
     write_folder(tmp_path/'t', 60, 64, seed=0)
-    stores = {e: TileStore.create(tmp_path/'t', tmp_path/f'{e}.lmdb', size=64, val=.2, encoding=e) for e in ('png', 'webp', 'jpeg')}
+    stores = {e: TileStore.create(tmp_path/'t', tmp_path/f'{e}.lmdb', size=64, val=.2, encoding=e)
+        for e in ('png', 'webp', 'jpeg')}
     bytes_of = {e: (s.path/'data.mdb').stat().st_size for e, s in stores.items()}
     assert bytes_of['webp'] < .85 * bytes_of['png'] and bytes_of['jpeg'] < .85 * bytes_of['png']
     assert all((stores['webp'][i][0] == stores['png'][i][0]).all() for i in range(len(stores['png'])))
-    off = np.mean([np.abs(stores['jpeg'][i][0].astype(int) - stores['png'][i][0]).mean() for i in range(len(stores['png']))])
-    assert 0 < off < 4 and stores['jpeg'].manifest['loss'] == pytest.approx(off, abs=.01) and stores['webp'].manifest['loss'] == 0
-    with pytest.raises(DataError, match="encoding: expected png, webp, jpeg, found 'gif'"): TileStore.create(tmp_path/'t', tmp_path/'x.lmdb', size=64, encoding='gif')
+    off = np.mean([np.abs(stores['jpeg'][i][0].astype(int) - stores['png'][i][0]).mean()
+        for i in range(len(stores['png']))])
+    assert 0 < off < 4 and stores['jpeg'].manifest['loss'] == pytest.approx(off,
+        abs=.01) and stores['webp'].manifest['loss'] == 0
+    with pytest.raises(DataError, match="encoding: expected png, webp, jpeg, found 'gif'"):
+        TileStore.create(tmp_path/'t', tmp_path/'x.lmdb', size=64, encoding='gif')
 

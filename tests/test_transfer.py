@@ -7,7 +7,8 @@ from test_interop import lively, nvidia_file, to_lineage
 SIZES = dict(channel_base=256, channel_max=16)
 
 
-def prepared(tiny, **kw): return _prepare(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='stylegan2', batch=8, **kw), None, None)
+def prepared(tiny, **kw):
+    return _prepare(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='stylegan2', batch=8, **kw), None, None)
 
 
 def test_a_stylegan2_ada_pickle_is_taken_over_whole(tiny, tmp_path, capsys):
@@ -18,7 +19,8 @@ def test_a_stylegan2_ada_pickle_is_taken_over_whole(tiny, tmp_path, capsys):
     assert (cfg.map_layers, cfg.channel_max) == (3, 16) and 'starts afresh' not in capsys.readouterr().out
     for net in (st.G, st.ema['G']): assert torch.allclose(net(z, c), G(z, c), atol=1e-5)
     assert torch.allclose(st.D.b16(x), D.b16(x), atol=1e-5)
-    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='stylegan2', batch=8, kimg=.016, init=str(tmp_path/'theirs.pkl')), tmp_path/'run', quiet=True)
+    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='stylegan2', batch=8, kimg=.016,
+        init=str(tmp_path/'theirs.pkl')), tmp_path/'run', quiet=True)
     assert run.latest()['nimg'] == 16
 
 
@@ -32,12 +34,15 @@ def test_a_lineage_checkpoint_is_taken_over_and_given_classes(tiny, tmp_path, ca
     z = torch.randn(3, 512)
     w = G.mapping(z)
     assert cfg.const_channels == const and torch.allclose(st.G.synthesis(w), G.synthesis(w), atol=1e-5)
-    assert torch.allclose(st.G.mapping(z, torch.eye(2)[[0, 1, 0]]), w, atol=1e-4)             # it knew no classes: they begin without effect
+    # it knew no classes: they begin without effect
+    assert torch.allclose(st.G.mapping(z, torch.eye(2)[[0, 1, 0]]), w, atol=1e-4)
     assert 'D starts afresh' in capsys.readouterr().out
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(tiny, tmp_path):
     G, D = Generator(16, 2, feat_channels=0, **SIZES), Discriminator(16, 2, **SIZES)
     path = nvidia_file(tmp_path/'theirs.pkl', G, D)
-    with pytest.raises(ValueError, match=r'G\.\S+: \[.*\] in this configuration, \[.*\] in the weights'): prepared(tiny, init=str(path), channel_max=8, device='cpu')
-    with pytest.raises(ValueError, match='no such model folder or file'): prepared(tiny, init=str(tmp_path/'nowhere.pkl'), device='cpu')
+    with pytest.raises(ValueError, match=r'G\.\S+: \[.*\] in this configuration, \[.*\] in the weights'):
+        prepared(tiny, init=str(path), channel_max=8, device='cpu')
+    with pytest.raises(ValueError, match='no such model folder or file'):
+        prepared(tiny, init=str(tmp_path/'nowhere.pkl'), device='cpu')

@@ -15,12 +15,15 @@ SIZES = dict(channel_base=256, channel_max=16)
 @pytest.fixture(scope='module')
 def model(tiny, tmp_path_factory):
     "A tiny autoencoder with a reference sample: enough to be translated."
-    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='autoencoder', kimg=.064, batch=8, **SIZES), tmp_path_factory.mktemp('m')/'run', tiny/'classifier.safetensors', quiet=True)
+    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='autoencoder', kimg=.064, batch=8, **SIZES),
+        tmp_path_factory.mktemp('m')/'run', tiny/'classifier.safetensors', quiet=True)
     Explainer.from_run(run)
     return run
 
 
-def config(tiny, model, **kw): return TrainConfig(**dict(data=str(tiny/'tiles.lmdb'), arch='translator', init=str(model.path), batch=8, snap_kimg=.016) | kw)
+def config(tiny, model, **kw):
+    return TrainConfig(**dict(data=str(tiny/'tiles.lmdb'), arch='translator', init=str(model.path), batch=8,
+        snap_kimg=.016) | kw)
 
 
 def weights(run): return load_network(Translator, run.model/'translator.safetensors').state_dict()
@@ -30,12 +33,14 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tiny, model, tmp_path):
     clf = tiny/'classifier.safetensors'
     whole = train(config(tiny, model, kimg=.032), tmp_path/'whole', clf, quiet=True)
     train(config(tiny, model, kimg=.016), tmp_path/'half', clf, quiet=True)
-    again = train(continued(dict(data=str(tiny/'tiles.lmdb'), kimg=.032), tmp_path/'half'), tmp_path/'half', clf, ckpt=tmp_path/'half', quiet=True)
+    again = train(continued(dict(data=str(tiny/'tiles.lmdb'), kimg=.032), tmp_path/'half'), tmp_path/'half', clf,
+        ckpt=tmp_path/'half', quiet=True)
     a, b = weights(whole), weights(again)
     assert all(torch.equal(a[k], b[k]) for k in a) and a['out.weight'].abs().max() > 0
     x, y = RunDir(tmp_path/'whole').latest(), RunDir(tmp_path/'half').latest()
     assert all(torch.equal(v, y['nets']['P'][k]) for k, v in x['nets']['P'].items())
-    assert [r for r in again.read_log() if r.get('snapshot')][-1]['flips/needed_0'] >= 0 and list((again.path/'samples').glob('translated_*.png'))
+    assert [r for r in again.read_log()
+        if r.get('snapshot')][-1]['flips/needed_0'] >= 0 and list((again.path/'samples').glob('translated_*.png'))
 
 
 def test_generator_encoder_and_classifier_stay_as_they_are(tiny, model, tmp_path):
@@ -58,11 +63,13 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(tiny, model, tmp_path):
 def test_the_command_puts_it_beside_the_model_and_the_engine_asks_it_first(tiny, model, tmp_path, capsys):
     ex = Explainer.load(model.model)
     ex.export(tmp_path/'model', data=str(tiny/'tiles.lmdb'))
-    hx_translator(str(tmp_path/'model'), store=str(tiny/'tiles.lmdb'), kimg=.016, batch=8, output_path=str(tmp_path/'run'), save=True)
+    hx_translator(str(tmp_path/'model'), store=str(tiny/'tiles.lmdb'), kimg=.016, batch=8,
+        output_path=str(tmp_path/'run'), save=True)
     ex = Explainer.load(tmp_path/'model')
     assert ex.translator is not None and ex.translator.n_classes == 2
     tiles = ex.render(ex.reference.code[:6])
-    asked = [c for c in explain(ex, tiles, method='translate', hold=(), p=.5) if c.reason.code not in ('already', 'outside', 'size', 'reconstruction')]
+    asked = [c for c in explain(ex, tiles, method='translate', hold=(), p=.5)
+        if c.reason.code not in ('already', 'outside', 'size', 'reconstruction')]
     for c in asked: assert c.method == 'translate' and 'needed' in c.along and (not c.success or c.p >= .5)
     several = explain(ex, tiles, hold=(), p=.5, n=2)
     assert all(1 <= len(v) <= 2 for v in several)
@@ -70,9 +77,13 @@ def test_the_command_puts_it_beside_the_model_and_the_engine_asks_it_first(tiny,
 
 def test_what_a_translator_needs_is_said(tiny, model):
     with pytest.raises(HxError, match='belongs to a model'): resolve(TrainConfig(arch='translator'), 16)
-    with pytest.raises(HxError, match="question 'both'"): explain(Explainer.load(model.model), np.zeros((16, 16, 3), np.uint8), question='both')
-    with pytest.raises(HxError, match='closeness=2'): explain(Explainer.load(model.model), np.zeros((16, 16, 3), np.uint8), closeness=2)
-    [c] = explain(Explainer.load(model.model), Explainer.load(model.model).render(Explainer.load(model.model).reference.code[:1]), method='translate', refine=0)
+    with pytest.raises(HxError, match="question 'both'"):
+        explain(Explainer.load(model.model), np.zeros((16, 16, 3), np.uint8), question='both')
+    with pytest.raises(HxError, match='closeness=2'):
+        explain(Explainer.load(model.model), np.zeros((16, 16, 3), np.uint8), closeness=2)
+    [c] = explain(Explainer.load(model.model),
+        Explainer.load(model.model).render(Explainer.load(model.model).reference.code[:1]), method='translate',
+        refine=0)
     assert c.success is False and (c.reason.code != 'no method' or 'hx_translator' in c.reason)
 
 
@@ -81,4 +92,5 @@ def test_alternatives_leave_the_answer_as_it_is():
     pics = ex.render(Code(ex.mapping(range(40, 44)), ex.layouts(range(40, 44))))
     one, many = explain(ex, pics, refine=0), explain(ex, pics, refine=0, n=3)
     for a, b in zip(one, many):
-        assert a.success == b[0].success and (not a.success or len(b) > 1 and (a.counterfactual.astype(int) - b[0].counterfactual).__abs__().max() <= 1)
+        assert a.success == b[0].success and (not a.success or len(b) > 1
+            and (a.counterfactual.astype(int) - b[0].counterfactual).__abs__().max() <= 1)
