@@ -268,9 +268,11 @@ class Explorer:
             [cfs] = explain(self.explainer, target=self.cf.target, n=n, frames=self.n_frames, **self._what(kind, index),
                 **self._wanted())
         except HxError as e: return self._say(escape(str(e)), stop=True)
-        for cf in cfs: cf.name = self.cf.name
-        self._others, W = [self._path, *(_Path(self.explainer, cf, self.classifier) for cf in cfs
-            if cf.success)][:9], widgets
+        here = self.cf.counterfactual                      # the answer on the screen is one of them
+        off = lambda cf: 255. if here is None else np.abs(cf.counterfactual.astype(np.int16) - here).mean()
+        new = [cf for cf in cfs if cf.success and off(cf) > 1]
+        for cf in new: cf.name = self.cf.name
+        self._others, W = [self._path, *(_Path(self.explainer, cf, self.classifier) for cf in new)][:9], widgets
         thumbs = []
         for k, path in enumerate(self._others, 1):
             pick = W.Button(description=f'{k}', layout=W.Layout(width='96px'), tooltip=f'alternative {k}')

@@ -213,11 +213,12 @@ def test_the_explorer_as_a_page_of_its_own(chromium, application, tmp_path):
     end = see(1)
     box.focus()
     page.keyboard.press('2')
-    page.wait_for_timeout(1000)
+    changed = "([k, old]) => document.querySelectorAll('.hx-compare img')[k].getAttribute('src') !== old"
+    page.wait_for_function(changed, arg=[1, end])
     assert see(1) != end                                                 # another answer
     other = see(1)
     page.keyboard.press('ArrowLeft')
-    page.wait_for_timeout(500)
+    page.wait_for_function(changed, arg=[1, other])
     assert see(1) != other                                               # a step back along its path
     cut = lambda: float(box.get_attribute('aria-valuenow'))
     area = box.bounding_box()
