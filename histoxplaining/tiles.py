@@ -460,6 +460,61 @@ def _other_split(path, why, by, labels, classes, val, seed, pseudo):
     print(f'{path.name}: split tile by tile, for there are too few stains to hold some out ({why})')
     return 'random', hold_out(labels, classes, val, seed)
 
+def _check_settings(size, on_error, encoding, split_by, val, tile, mpp):
+    "Raises `DataError` for a setting that cannot be."
+    if size < 16 or size & (size - 1): raise DataError(f'size: expected a power of two from 16 up, found {size}')
+    if on_error not in ('skip', 'raise'): raise DataError(f"on_error: expected 'skip' or 'raise', found {on_error!r}")
+    if encoding not in ENCODINGS: raise DataError(f"encoding: expected {', '.join(ENCODINGS)}, found {encoding!r}")
+    if split_by not in (None, *SPLITS): raise DataError(f"split_by: expected {', '.join(SPLITS)}, found {split_by!r}")
+    if not 0 <= val <= 1: raise DataError(f'val: expected a fraction in [0, 1], found {val}')
+    if tile is not None and tile < 8: raise DataError(f'tile: expected a side of 8 pixels or more, found {tile}')
+    if mpp is not None and not 0 < mpp < 100: raise DataError(f'mpp: expected micrometres per pixel, found {mpp}')
+
+def _may_write(path, overwrite):
+    "Raises `DataError` where something lies at `path` that is not to be replaced."
+    _restore(path)
+    if path.exists() and not overwrite:
+        raise DataError(f'{path}: exists already; choose another path, or pass overwrite=True')
+    if path.exists() and not (path/'data.mdb').exists():
+        raise DataError(f'{path}: is not a tile store, and is not overwritten')
+
+def _divided(path, source, labels, classes, groups, pseudo, val, seed, split_by):
+    "Which tiles are held out, and by what they were divided."
+    by = split_by or ('pseudo_slide' if groups is None else 'group')
+    if by == 'group' and groups is None:
+        raise DataError(f"{source.path}: split_by='group', but no groups are known; give a group column or group=, "
+            f"or choose pseudo_slide")
+    parts = {'group': groups, 'pseudo_slide': pseudo, 'random': None}
+    try: return hold_out(labels, classes, val, seed, parts[by]), by
+    except DataError as e:
+        if split_by or by == 'group' and not source.guessed: raise
+        by, split = _other_split(path, e, by, labels, classes, val, seed, pseudo)
+        return split, by
+
+def _loss(records, n, encoding):
+    "What the manifest says of a compact store."
+    if encoding == 'png': return {}
+    how = ', lossless' if encoding == 'webp' else ', quality 95'
+    return dict(encoding=ENCODINGS[encoding]['format'] + how,
+        loss=round(sum(r['loss'] for r in records) / max(n, 1), 3))
+
+def _say(name, m, n_files, size, cut):
+    "What a reader should know of a new store, a line each."
+    lost, odd = _cut_off(m['pictures'])
+    if len(m['pictures']) > 1 and not cut:
+        print(f"{name}: pictures of {len(m['pictures'])} sizes were brought to {size} px by their shorter side")
+    if odd and not cut:
+        print(f'{name}: {odd} pictures are not square: the middle square is kept, up to {lost:.0%} of the area is '
+            f'cut off (tile= cuts squares instead)')
+    if m['bare']:
+        print(f"{name}: {len(m['bare'])} tiles show no tissue to speak of, such as {m['bare'][0]}; "
+            f"min_tissue= leaves them out")
+    if m['copies']:
+        print(f"{name}: {m['copies']} pictures are copies of others; copies are kept on one side of the split")
+    if m['skipped']:
+        print(f"{name}: {len(m['skipped'])} of {n_files} pictures could not be used and were left out; "
+            f".manifest[\"skipped\"] says why")
+
 @patch(cls_method=True)
 def create(cls:TileStore,
     source,                # folder with a folder per class, CSV with path,label[,group], zip of either, a large image, or whole slides (a slide, a folder, a table slide,label)
@@ -486,73 +541,35 @@ def create(cls:TileStore,
     """Make a tile store. Raises `DataError`; a failed build leaves `path` as it was, an interrupted one is finished
     by the same call."""
     path = Path(path)
-    if size < 16 or size & (size - 1): raise DataError(f'size: expected a power of two from 16 up, found {size}')
-    if on_error not in ('skip', 'raise'): raise DataError(f"on_error: expected 'skip' or 'raise', found {on_error!r}")
-    if encoding not in ENCODINGS: raise DataError(f"encoding: expected {', '.join(ENCODINGS)}, found {encoding!r}")
-    if split_by not in (None, *SPLITS): raise DataError(f"split_by: expected {', '.join(SPLITS)}, found {split_by!r}")
-    if not 0 <= val <= 1: raise DataError(f'val: expected a fraction in [0, 1], found {val}')
-    if tile is not None and tile < 8: raise DataError(f'tile: expected a side of 8 pixels or more, found {tile}')
-    if mpp is not None and not 0 < mpp < 100: raise DataError(f'mpp: expected micrometres per pixel, found {mpp}')
-    _restore(path)
-    if path.exists() and not overwrite:
-        raise DataError(f'{path}: exists already; choose another path, or pass overwrite=True')
-    if path.exists() and not (path/'data.mdb').exists():
-        raise DataError(f'{path}: is not a tile store, and is not overwritten')
-    whole = not isinstance(source, Source) and is_slides(source)
-    source = open_slides(source, classes, tile=tile or 224, mpp=mpp or .5, annotations=annotations, tissue=tissue,
-        slide_mpp=slide_mpp) if whole else open_source(source, classes, group)
-    if whole: tile, mpp = None, mpp or .5                              # they are cut already, at that resolution
+    _check_settings(size, on_error, encoding, split_by, val, tile, mpp)
+    _may_write(path, overwrite)
+    if not isinstance(source, Source) and is_slides(source):               # they come cut already, at that resolution
+        source = open_slides(source, classes, tile=tile or 224, mpp=mpp or .5, annotations=annotations, tissue=tissue,
+            slide_mpp=slide_mpp)
+        tile, mpp = None, mpp or .5
+    else: source = open_source(source, classes, group)
     with _new_env(path, _job(source, size, tile, tissue, mpp, min_tissue, encoding), overwrite) as env:
         records = _fill(env, source, size, tile, tissue, mpp, workers or os.cpu_count(), on_error, min_tissue, encoding)
         label = {i.name: source.label[i.label] for i in source.items}
         labels = _one_label_each(env, records, label, source, on_error)
-        manifest = _manifest(source, records, labels, size, tile, mpp)
-        names, moments = [name for r in records for name,
-            _ in r['tiles']], np.array([m for r in records for _, m in r['tiles']], np.float32)
+        manifest = _manifest(source, records, labels, size, tile, mpp) | _loss(records, len(labels), encoding)
+        tiles = [t for r in records for t in r['tiles']]
+        names, moments = [name for name, _ in tiles], np.array([m for _, m in tiles], np.float32)
         pseudo, groups = pseudo_slides(moments, labels, seed), _groups(records, source, tile)
         ids, groups = (None, None) if groups is None else np.unique(groups, return_inverse=True)
         twice = copies(records)
         if near is not None: twice += alike([h for r in records for h in r.get('dhash', [0] * len(r['tiles']))], near)
-        if encoding != 'png':
-            manifest |= dict(encoding=ENCODINGS[encoding]['format'] +
-                (', lossless' if encoding == 'webp' else ', quality 95'),
-                loss=round(sum(r['loss'] for r in records) / max(len(labels), 1), 3))
-        manifest['bare'] = [n for r in records for n in r.get('bare', ())]
-        by = split_by or ('pseudo_slide' if groups is None else 'group')
-        if by == 'group' and groups is None:
-            raise DataError(f"{source.path}: split_by='group', but no groups are known; give a group column or group=, "
-                f"or choose pseudo_slide")
-        try:
-            split = hold_out(labels, manifest['classes'], val, seed,
-                {'group': groups, 'pseudo_slide': pseudo, 'random': None}[by])
-        except DataError as e:
-            if split_by or by == 'group' and not source.guessed: raise
-            by, split = _other_split(path, e, by, labels, manifest['classes'], val, seed, pseudo)
-        for v in twice: split[v] = split[v[0]]                        # copies of a picture stay together
-        manifest['copies'] = sum(len(v) - 1 for v in twice)
-        manifest |= dict(val=val, seed=seed, split_by=by, groups=None if ids is None else ids.tolist())
-        _put(env, [(b'labels', labels.tobytes()), (b'split', split.tobytes()), (b'names', json.dumps(names).encode()),
-            (b'moments', moments.tobytes()), (b'pseudo', pseudo.tobytes())]
-            + ([] if groups is None else [(b'groups', groups.astype(np.int64).tobytes())]))
+        split, by = _divided(path, source, labels, manifest['classes'], groups, pseudo, val, seed, split_by)
+        for v in twice: split[v] = split[v[0]]                             # copies of a picture stay together
+        manifest |= dict(bare=[n for r in records for n in r.get('bare', ())], copies=sum(len(v) - 1 for v in twice),
+            val=val, seed=seed, split_by=by, groups=None if ids is None else ids.tolist())
+        arrays = dict(labels=labels, split=split, moments=moments, pseudo=pseudo)
+        if groups is not None: arrays['groups'] = groups.astype(np.int64)
+        _put(env, [(b'names', json.dumps(names).encode()), *((k.encode(), v.tobytes()) for k, v in arrays.items())])
         with env.begin(write=True) as txn:
             for k in [bytes(k) for k, _ in txn.cursor() if k.startswith((b'journal/', b'job'))]: txn.delete(k)
         _put(env, [(b'manifest', json.dumps(manifest).encode())])
-    if len(manifest['pictures']) > 1 and tile is None:
-        print(f"{path.name}: pictures of {len(manifest['pictures'])} sizes were brought to {size} px by their shorter "
-            f"side")
-    lost, odd = _cut_off(manifest['pictures'])
-    if odd and tile is None:
-        print(f'{path.name}: {odd} pictures are not square: the middle square is kept, up to {lost:.0%} of the area is '
-            f'cut off (tile= cuts squares instead)')
-    if manifest['bare']:
-        print(f"{path.name}: {len(manifest['bare'])} tiles show no tissue to speak of, such as {manifest['bare'][0]}; "
-            f"min_tissue= leaves them out")
-    if manifest['copies']:
-        print(f"{path.name}: {manifest['copies']} pictures are copies of others; copies are kept on one side of the "
-            f"split")
-    if manifest['skipped']:
-        print(f"{path.name}: {len(manifest['skipped'])} of {len(records)} pictures could not be used and were left "
-            f"out; .manifest[\"skipped\"] says why")
+    _say(path.name, manifest, len(records), size, tile is not None)
     return cls(path)
 
 # %% ../nbs/05_tiles.ipynb #c31b40a2
