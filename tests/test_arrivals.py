@@ -14,6 +14,10 @@ from histoxplaining.tiles import TileStore
 AB = ('healthy', 'adenocarcinoma')
 
 
+@pytest.fixture(autouse=True)
+def seeded(): torch.manual_seed(0)   # networks with random weights are the same whatever ran before: one in many gives numbers from 0 to 1, which are asked about
+
+
 @pytest.fixture(scope='module')
 def tiles(tmp_path_factory): return write_folder(tmp_path_factory.mktemp('tissue')/'tiles', 36, 32, seed=0)
 
