@@ -15,7 +15,9 @@ AB = ('healthy', 'adenocarcinoma')
 
 
 @pytest.fixture(autouse=True)
-def seeded(): torch.manual_seed(0)   # networks with random weights are the same whatever ran before: one in many gives numbers from 0 to 1, which are asked about
+def seeded():
+    "Random networks are the same whatever ran before: one in many gives numbers from 0 to 1, which are asked about."
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope='module')
