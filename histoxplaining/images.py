@@ -119,10 +119,12 @@ def png_bytes(
     return b.getvalue()
 
 def data_uri(
-    img:np.ndarray,       # uint8 [H, W, 3]
+    img,                  # uint8 [H, W, 3], or the bytes of a file
+    kind:str='png',       # of the bytes
 )->str:
     "A picture as a `data:` address, for pages that ask nothing of a network."
-    return 'data:image/png;base64,' + base64.b64encode(png_bytes(img)).decode()
+    data = img if isinstance(img, bytes) else png_bytes(img)
+    return f'data:image/{kind};base64,' + base64.b64encode(data).decode()
 
 # %% ../nbs/01_images.ipynb #fdd3da2c
 def resize(
