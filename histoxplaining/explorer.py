@@ -6,7 +6,6 @@
 __all__ = ['FRAMES', 'grey', 'Compare', 'LatentPlane', 'Pictures', 'to_choose_from', 'Explorer']
 
 # %% ../nbs/35_explorer.ipynb #1b97a555
-import base64
 from html import escape
 from pathlib import Path
 from importlib.resources import files
@@ -30,6 +29,7 @@ _CSS = '''<style>
 .hx-explorer {max-width: 1120px; font-family: var(--jp-ui-font-family, system-ui, sans-serif)}
 .hx-explorer .hx-tile {border: 1px solid #c9ccd2; border-radius: 3px; background: #fff}
 .hx-cap {display: flex; justify-content: space-between; align-items: baseline; font-size: 13px; line-height: 20px; color: var(--jp-ui-font-color1, #22252b)}
+.hx-cap span:first-child {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
 .hx-mark {font-size: 11px; line-height: 15px; padding: 0 5px; border: 1px solid currentColor; border-radius: 8px; opacity: .75}
 .hx-note {font-size: 13px; line-height: 20px; min-height: 20px; margin: 4px 0 8px; color: var(--jp-ui-font-color1, #22252b)}
 .hx-note.stop {border-left: 3px solid ACCENT; padding-left: 8px}
@@ -173,10 +173,9 @@ class Explorer:
     def _build(self, width, target):
         "The widget tree."
         W = widgets
-        self.kind = W.ToggleButtons(options=[('tile', 'tile'), ('generated', 'seed')] if len(self.tiles)
-            else [('generated', 'seed')], style=W.ToggleButtonsStyle(button_width='104px'),
-            tooltips=['a real tile', 'tissue made from a seed'])
-        self.index = W.BoundedIntText(0, min=0, max=max(len(self.tiles) - 1, 0) if len(self.tiles) else 2**31 - 1,
+        self._plane = None if self.explainer.reference is None else _Plane(self.explainer)
+        self.kind = W.ToggleButtons(options=self._kinds(), style=W.ToggleButtonsStyle(button_width='104px'))
+        self.index = W.BoundedIntText(0, min=0, max=self._last(),
             description='number', layout=W.Layout(width='190px'))
         self.target = W.Dropdown(options=[('the next likely', 'next'),
             *((c, c) for c in self.explainer.classes_of(self.classifier))], value=target, description='ask for',
@@ -203,7 +202,6 @@ class Explorer:
             tooltip='the reconstruction in place of the edited picture', layout=W.Layout(width='90px'))
         self.note, self.bars, self.curve, self._left, self._middle, self._right, self._map, self._size = (W.HTML()
             for _ in range(8))
-        self._plane = None if self.explainer.reference is None else _Plane(self.explainer)
         if self._plane is not None: self.plane.points = self._plane.points()
         for h, w in ((self._left, width), (self._middle, width), (self._right, width), (self._map, width),
                 (self._size, 320), (self.bars, 300), (self.curve, 340)): h.layout.width = f'{w}px'
@@ -228,6 +226,16 @@ class Explorer:
         self.plane.observe(lambda _: self._picked(), 'picked')
         self.compare.on_msg(lambda _, m, __: self._key(m))
 
+    def _kinds(self):
+        "What can be explained: tiles, what seeds make, and encoded tiles as points of the map."
+        return [*([('tile', 'tile')] if len(self.tiles) else []), ('generated', 'seed'),
+            *([('encoded', 'code')] if self._plane is not None else [])]
+
+    def _last(self):
+        "The largest number of the chosen kind."
+        return {'tile': max(len(self.tiles) - 1, 0), 'seed': 2**31 - 1,
+            'code': len(self._plane.labels) - 1 if self._plane is not None else 0}[self.kind.value]
+
     def _uploaded(self, _):
         "Pictures from the reader's own disk take the place of the tiles."
         files = self.upload.value
@@ -241,8 +249,9 @@ class Explorer:
             tiles = Pictures([read_image(v, n) if isinstance(v, bytes) else v for v, n in zip(tiles, names)], names)
         self.tiles, self._paths = to_choose_from(tiles) if names is None else tiles, {}
         self._asking = True
-        self.kind.options = [('tile', 'tile'), ('generated', 'seed')]
-        self.kind.value, self.index.max, self.index.value = 'tile', max(len(self.tiles) - 1, 0), 0
+        self.kind.options = self._kinds()
+        self.kind.value = 'tile'
+        self.index.max, self.index.value = self._last(), 0
         self._asking = False
         self._ask()
 
@@ -291,16 +300,20 @@ class Explorer:
         if 0 <= k < len(self._others): self._open(self._others[k])
 
     def _picked(self):
-        "A point of the map: the tile at that code, as the model draws it."
+        "A point of the map: the tile at that code, as the model draws it. The reader's own tiles stay where they are."
         k = self.plane.picked
         if k < 0: return
-        self.use([self.explainer.render(self.explainer.reference.code[[k]])[0]], [f'encoded tile {k}'])
+        self._asking = True
+        self.kind.value = 'code'
+        self.index.max, self.index.value = self._last(), k
+        self._asking = False
+        self._ask()
 
     def _kind_chosen(self, _):
         "Tiles and seeds are counted differently."
         # the number may be cut to the new range: not a question of its own
         self._asking = True
-        self.index.max = len(self.tiles) - 1 if self.kind.value == 'tile' else 2**31 - 1
+        self.index.max = self._last()
         self._asking = False
         self._ask()
 
@@ -324,8 +337,9 @@ class Explorer:
         self.slider.max, self.slider.disabled = max(n - 1, 1), n < 2
         self._asking = False
         self.original.value = png_bytes(cf.reconstruction if cf.original is None else cf.original)
-        self._left.value = _cap('Unedited' if cf.original is None else f'Original · {escape(cf.name)}',
-            cf.original is None)
+        title = {'tile': f'Original · {escape(cf.name)}', 'seed': 'Unedited',
+            'code': escape(cf.name.capitalize())}[self.kind.value]
+        self._left.value = _cap(title, self.kind.value != 'tile')
         self.before.value, self.compare.before = png_bytes(cf.reconstruction), data_uri(cf.reconstruction)
         if self._plane is not None and cf.w is not None:
             self.plane.path = self._plane.place(cf.w if cf.success else cf.w[:1]).round(1).tolist()
@@ -338,10 +352,14 @@ class Explorer:
     def _find(self, kind, index, target, question, closeness):
         "The explanation and its frames, rendered in one batch."
         [cf] = explain(self.explainer, target=target, frames=self.n_frames, **self._what(kind, index), **self._wanted())
-        if kind == 'tile': cf.name = Path(self.tiles.names[index]).name
+        if kind != 'seed': cf.name = Path(self.tiles.names[index]).name if kind == 'tile' else f'encoded tile {index}'
         return _Path(self.explainer, cf, self.classifier)
 
-    def _what(self, kind, index): return dict(seeds=[index]) if kind == 'seed' else dict(images=self.tiles[index][0])
+    def _what(self, kind, index):
+        "What is explained, for `explain`."
+        if kind == 'seed': return dict(seeds=[index])
+        if kind == 'tile': return dict(images=self.tiles[index][0])
+        return dict(images=self.explainer.render(self.explainer.reference.code[[index]]))
 
     def _wanted(self):
         "How it is asked, for `explain`."
@@ -362,8 +380,7 @@ class Explorer:
         size, p = float(self._path.steps[at]), self._path.p[at]
         self.edited.value = self._path.plain[0 if self.blink.value else at]
         self.change.value = self._path.changed[at]
-        self.compare.after, self.compare.map = ('data:image/png;base64,' + base64.b64encode(v).decode()
-            for v in (self._path.plain[at], self._path.changed[at]))
+        self.compare.after, self.compare.map = data_uri(self._path.plain[at]), data_uri(self._path.changed[at])
         title = 'Reconstruction' if at == 0 or self.blink.value else 'Counterfactual' if cf.success and at == len(self._path.pictures) - 1 else 'Edited'
         self._right.value = _cap(title, True)
         self._size.value = _cap(f'size of the edit {size:.2f} s.d., p({escape(cf.target)}) '

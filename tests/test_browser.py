@@ -204,7 +204,7 @@ def test_the_explorer_as_a_page_of_its_own(chromium, application, tmp_path):
     assert mine != before
     box, see = page.locator('.hx-compare'), lambda k: page.locator('.hx-compare img').nth(k).get_attribute('src')
     page.locator('.hx-map circle').nth(40).click(force=True)             # a point of the map: another tile
-    page.get_by_text('Original · encoded tile').wait_for()
+    page.get_by_text('Encoded tile ', exact=False).first.wait_for()
     page.wait_for_timeout(500)
     assert bytes_of() != mine and see(0) != see(1)
     page.get_by_role('button', name='alternatives').click()
@@ -229,5 +229,7 @@ def test_the_explorer_as_a_page_of_its_own(chromium, application, tmp_path):
     assert cut() == 100                                                  # blink: all of it the reconstruction
     page.keyboard.up(' '); page.wait_for_timeout(100)
     assert abs(cut() - 25) < 3
+    page.get_by_role('button', name='tile', exact=True).click()          # the reader's own picture is still there
+    page.get_by_text('Original · mine.png').wait_for()
     assert not page.get_by_text('Traceback').count()
     page.close()
