@@ -211,7 +211,8 @@ def simulated_answers(
                     continue
                 right = rng.random() < 1 / (1 + math.exp(-odds(ability[part]) - skill - hard[i]))
                 other = [c for c in ([i + 'a', i + 'b'] if part == 'pair' else key['classes']) if c != key['truth'][i]]
-                said.append(dict(part=part, item=i, choice=key['truth'][i] if right else other[0], ms=1))
+                said.append(dict(part=part, item=i,
+                    choice=key['truth'][i] if right else other[rng.integers(len(other))], ms=1))
         sheets.append(dict(kind='histoxplaining study answers', study=key['study'], reader=r, answers=said))
     return sheets
 
@@ -257,7 +258,7 @@ def methods_text(
     "A paragraph that says what was done and what came out, for a paper."
     n, of = len({r['reader'] for r in rows}), lambda k: f"{found[k]['value']:.3g} [{found[k]['low']:.3g}, {found[k]['high']:.3g}]"
     text = [f'{n} readers answered {len(rows)} questions about a classifier of {", ".join(key["classes"])} (study '
-        f'{key["study"]}). Intervals (95 %) come from {DRAWS} draws of readers and items, both with replacement.']
+        f'{key["study"]}). Intervals (95 %) are drawn over readers and items, both with replacement.']
     if 'real or generated' in found:
         f = found['real or generated']
         text.append(f'Asked which of two pictures is real they were right in {of("real or generated")} of cases '
