@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'IMAGENET', 'WRAPPINGS', 'PREFIXES', 'FILES', 'ordered_classes', 'constants', 'inner_modules', 'quiet',
-           'bare_output', 'Classifier', 'log_odds', 'OnnxModel', 'check_names', 'predict', 'reliability',
+           'bare_output', 'Classifier', 'log_odds', 'OnnxModel', 'confusion', 'check_names', 'predict', 'reliability',
            'calibration_error', 'evaluate_classifier', 'rgb_baseline', 'report_card', 'fit_temperature',
            'train_classifier', 'linear_probe', 'stain_dependence']
 
 # %% ../nbs/12_classifier.ipynb #383978f8
-import copy, io, math, os, time, warnings
+import copy, io, math, time, warnings
 from pathlib import Path
 import numpy as np, torch
 import torch.nn as nn, torch.nn.functional as F
@@ -18,7 +18,9 @@ from .files import (CheckpointError, DataError, cache_root, draw, fingerprint, l
     progress, save_tensors, stream_seed)
 from .images import resize_batch, restain, shift, stain_jitter, zoom
 from .tiles import Batches
-from .backbones import architecture as _make, backbone, hub_architecture, load_weights as _fit
+from .backbones import architecture, backbone, hub_architecture, load_weights
+
+_make = architecture   # its name before it had a room of its own
 
 # %% ../nbs/12_classifier.ipynb #9b0ae13f
 def ordered_classes(
@@ -226,8 +228,8 @@ def _load_own(path):
         raise CheckpointError(f'{path}: format {meta["format"]}, newer than this version reads; update histoxplaining')
     if meta.get('program'): model = torch.jit.load(io.BytesIO(load_tensors(path)['program'].numpy().tobytes()))
     else:
-        model = _make(meta['arch'], len(meta['classes']))[0]
-        _fit(model, load_tensors(path), path)
+        model = architecture(meta['arch'], len(meta['classes']))[0]
+        load_weights(model, load_tensors(path), path)
     return Classifier(model, **{k: meta[k] for k in ('classes', 'size', 'mean', 'std', 'temperature', 'arch', 'report',
         'output', 'column', 'grey') if k in meta})
 
@@ -261,8 +263,8 @@ def _load_densenet(path, classes):
         raise CheckpointError(f'{path}: does not say of what network its weights are, and is not a DenseNet-121 (no '
             f'features.conv0.weight and classifier.weight); pass the name of the architecture and this file as weights=')
     classes = _names(classes, len(state['classifier.weight']), path)
-    model = _make('densenet121', len(classes))[0]
-    _fit(model, state, path)
+    model = architecture('densenet121', len(classes))[0]
+    load_weights(model, state, path)
     return Classifier(model, classes, 256, *IMAGENET, arch='densenet121')
 
 def _load_named(name, weights, classes, size, mean, std):
@@ -271,12 +273,12 @@ def _load_named(name, weights, classes, size, mean, std):
         raise CheckpointError(f'{name!r}: is neither a file nor given with weights; pass weights= (a trained state '
             f'dict), or train one with train_classifier')
     name = hub_architecture(name, weights)
-    state, (_, head) = _state(weights), _make(name, 2)
+    state, (_, head) = _state(weights), architecture(name, 2)
     last = next((v for k, v in state.items() if k.startswith(head) and k.endswith('bias')), None)
     if last is None: raise CheckpointError(f'{weights}: has no head; expected keys that start with {head[0]}')
     classes = _names(classes, len(last), weights)
-    model = _make(name, len(classes))[0]
-    _fit(model, state, weights)
+    model = architecture(name, len(classes))[0]
+    load_weights(model, state, weights)
     cfg = getattr(model, 'pretrained_cfg', {})
     return Classifier(model, classes, size or cfg.get('input_size', (3, 224, 224))[-1],
         cfg.get('mean', IMAGENET[0]) if mean is None else mean, cfg.get('std', IMAGENET[1]) if std is None else std,
@@ -434,6 +436,20 @@ def load(cls:Classifier,
     return clf
 
 @torch.no_grad()
+def confusion(
+    clf:Classifier,
+    store,              # a `TileStore` or a view with labels, of the same classes in any order
+    n:int=256,          # tiles at most, as many of each class
+)->np.ndarray:
+    "How often it says a class (rows) of tiles of a class (columns), both in its own order: counts `[C, C]`."
+    C = len(clf.classes)
+    pick = np.concatenate([np.flatnonzero(store.labels == k)[:max(n // C, 1)] for k in range(C)]).tolist()
+    guess = torch.cat([clf(store.tensors(pick[i:i + 64])[0].to(clf.mean.device)).argmax(1).cpu()
+        for i in range(0, len(pick), 64)]).numpy()
+    table = np.zeros((C, C), int)
+    np.add.at(table, (guess, [clf.classes.index(store.classes[k]) for k in store.labels[pick]]), 1)
+    return table
+
 def check_names(
     clf:Classifier,
     store,              # a `TileStore` or a view with labels
@@ -444,17 +460,13 @@ def check_names(
     from scipy.optimize import linear_sum_assignment
     C = len(clf.classes)
     if set(store.classes) != set(clf.classes) or C > 64: return
-    pick = np.concatenate([np.flatnonzero(store.labels == k)[:max(n // C, 1)] for k in range(C)]).tolist()
-    guess = torch.cat([clf(store.tensors(pick[i:i + 64])[0].to(clf.mean.device)).argmax(1).cpu()
-        for i in range(0, len(pick), 64)]).numpy()
-    truth = np.array([clf.classes.index(store.classes[k]) for k in store.labels[pick]])
-    table = np.zeros((C, C), int)
-    np.add.at(table, (guess, truth), 1)
+    table = confusion(clf, store, n)
     rows, cols = linear_sum_assignment(-table)
-    right, best = np.trace(table) / len(pick), table[rows, cols].sum() / len(pick)
-    if len(pick) >= 16 and best - right > max(.2, 3 * .5 / len(pick)**.5) and best > 1.5 / C:
+    seen = table.sum()
+    right, best = np.trace(table) / seen, table[rows, cols].sum() / seen
+    if seen >= 16 and best - right > max(.2, 3 * .5 / seen**.5) and best > 1.5 / C:
         names = ', '.join(clf.classes[c] for c in cols)
-        raise DataError(f'the classifier is right on {right:.0%} of {len(pick)} tiles with its outputs named '
+        raise DataError(f'the classifier is right on {right:.0%} of {seen} tiles with its outputs named '
             f'{", ".join(clf.classes)}, but on {best:.0%} with {names}: its classes are in another order. Load it with '
             f'classes=[{names}]')
 
@@ -770,8 +782,9 @@ def _with_head(features, f, w, b):
         head = nn.Linear(w.shape[1], len(w))
         head.load_state_dict(dict(weight=w, bias=b))
         return _Probe(f, head), None
-    model, (head, *_) = _make(features, len(w))
-    _fit(model, {k: v.cpu() for k, v in f.state_dict().items()} | {f'{head}.weight': w, f'{head}.bias': b}, features)
+    model, (head, *_) = architecture(features, len(w))
+    load_weights(model, {k: v.cpu() for k, v in f.state_dict().items()} | {f'{head}.weight': w, f'{head}.bias': b},
+        features)
     return model, features
 
 def linear_probe(

@@ -22,7 +22,7 @@ from .images import SUFFIXES, write_png
 from .sources import picture_files
 from .synthetic import write_folder
 from .tiles import TileStore
-from .classifier import IMAGENET, Classifier, report_card, train_classifier
+from .classifier import IMAGENET, Classifier, check_names, confusion, report_card, train_classifier
 from .checkpoints import RunDir, load_network, load_state
 from .translator import Translator
 from .features import feature_set, features as get_features, fingerprint, generated, picture_set
@@ -231,14 +231,13 @@ def given_classifier(
 
 def _better_than_chance(clf, store, path):
     """Raises `HxError` where a guessed classifier is right on labelled tiles no more often than chance (mean over
-    classes; two standard errors)."""
+    classes; two standard errors), `DataError` where its classes are in another order."""
     if set(clf.classes) != set(store.classes): return
-    pick = np.concatenate([np.flatnonzero(store.labels == k)[:128] for k in range(len(store.classes))]).tolist()
-    y = np.array([clf.classes.index(store.classes[k]) for k in store.labels[pick]])
-    guess = np.concatenate([clf(store.tensors(pick[i:i + 64])[0]).argmax(1).numpy() for i in range(0, len(pick), 64)])
-    right, chance = np.mean([(guess[y == k] == k).mean() for k in range(len(clf.classes))]), 1 / len(clf.classes)
-    if right <= chance + 2 * (chance * (1 - chance) / len(pick))**.5:
-        raise HxError(f'{path}: guessed to be so it is right on {right:.0%} of {len(pick)} labelled tiles, as chance '
+    check_names(clf, store)
+    table = confusion(clf, store)
+    right, chance, seen = np.mean(table.diagonal() / np.maximum(table.sum(0), 1)), 1 / len(table), table.sum()
+    if right <= chance + 2 * (chance * (1 - chance) / seen)**.5:
+        raise HxError(f'{path}: guessed to be so it is right on {right:.0%} of {seen} labelled tiles, as chance '
             f'would be: say what it is with {FLAGS}')
 
 @call_parse
@@ -367,7 +366,7 @@ def _held_out(store, n):
 def _drawn(explainer, n):
     """Tiles that the model draws, as many that the classifier gives to each class, of which it is sure: pictures and
     names."""
-    per, out, names = -(-n // len(explainer.classes)), [], []
+    per, out = -(-n // len(explainer.classes)), []
     found = {c: 0 for c in explainer.classes}
     for first in range(0, 64 * n, 64):
         seeds = list(range(first, first + 64))
@@ -475,7 +474,8 @@ def hx_explain(
         write_report(cfs, out, cards=shown, title=f"{ex.card['name']}: counterfactual explanations",
             summary=_summary(ex, s, len(shown), asked | settings), others=others or None,
             near=_near(ex, shown, nearest) if nearest else None)
-        if brief: print(f"{s['flipped']} of {s['n']} decisions turned, {s['seconds']:.2f} s each. {_why_not(s)}")
+        if brief:
+            print(f"{s['flipped']} of {s['n']} decisions turned, {s['seconds']:.2f} s each. {_why_not(s)}".rstrip())
         else: print(dumps({k: None if v != v else v for k, v in s.items()} | {'report': str(out)}))
 
 def _near(ex, cfs, k):
@@ -590,7 +590,7 @@ def _serve(page, port, show):
         if not s.connect_ex(('127.0.0.1', port)): raise HxError(f'port {port} is in use: --port takes another')
     token = secrets.token_hex(12)
     url = f'http://localhost:{port}/?token={token}'
-    (page.parent/'voila.json').write_text(dumps({'VoilaConfiguration': dict(preheat_kernel=True, pool_size=1)}))
+    (page.parent/'voila.json').write_text(dumps({'VoilaConfiguration': dict(preheat_kernel=True)}))
     command = [sys.executable, '-m', 'voila', page.name, f'--token={token}', f'--port={port}', '--Voila.ip=127.0.0.1',
         '--strip_sources=True', '--show_tracebacks=True', '--no-browser', '--Voila.log_level=WARN']
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -630,9 +630,6 @@ def hx_study(
         imgs, names = _pictures(files, ex, None)
         pick = np.random.default_rng(seed).permutation(len(imgs))[:2 * need]
         cfs = explain(ex, [as_picture(imgs[i]) for i in pick], p=p)
-        if bare := [c for c in cfs if c.original.shape[0] != ex.size]:
-            raise HxError(f'{bare[0].name}: {len(bare[0].original)} px beside generated pictures of {ex.size}: size '
-                f'would give away which is which; bring the tiles to {ex.size} px (hx_tiles --size {ex.size})')
         generated = ex.render(Code(ex.mapping(range(seed, seed + pairs)), ex.layouts(range(seed, seed + pairs))))
         folder = write_study(cfs, generated, out, readers=readers, title=title, seed=seed, pairs=pairs,
             decisions=decisions, shown=shown)

@@ -2,7 +2,8 @@
 import errno, json, os, shutil, warnings, zipfile
 import numpy as np, pytest, torch, torch.nn as nn, torch.nn.functional as F
 from PIL import Image
-from histoxplaining.classifier import Classifier, _make, check_names
+from histoxplaining.backbones import architecture
+from histoxplaining.classifier import Classifier, check_names
 from histoxplaining.counterfactual import explain
 from histoxplaining.explainer import Explainer, as_batch, as_picture, as_pictures, model_folder
 from histoxplaining.files import HxError
@@ -112,7 +113,7 @@ def test_names_of_a_state_dict_are_measured(tiles, tmp_path):
 
 
 def test_settings_beside_a_file_are_used(tmp_path):
-    clf = Classifier(_make('test_resnet', 2)[0], ('a', 'b'), 64, arch='test_resnet')
+    clf = Classifier(architecture('test_resnet', 2)[0], ('a', 'b'), 64, arch='test_resnet')
     clf.save(tmp_path/'own.safetensors')
     got = Classifier.load(tmp_path/'own.safetensors', size=128, mean=(0., 0., 0.))
     assert got.size == 128 and got.mean.sum() == 0 and torch.equal(got.std, clf.std)
@@ -124,14 +125,14 @@ def test_settings_beside_a_file_are_used(tmp_path):
     lambda sd: dict(state_dict={'model.' + k: v for k, v in sd.items()}, epoch=3),
         lambda sd: dict(net={'backbone.' + k: v for k, v in sd.items()}, epoch=1)])
 def test_wrapped_checkpoints(tmp_path, wrap):
-    net = _make('test_resnet', 2)[0]
+    net = architecture('test_resnet', 2)[0]
     torch.save(wrap(net.state_dict()), tmp_path/'x.pth')
     got = Classifier.load('test_resnet', weights=tmp_path/'x.pth', classes=('a', 'b'))
     assert all(torch.equal(v, got.model.state_dict()[k]) for k, v in net.state_dict().items())
 
 
 def test_a_program_travels_with_a_file(tmp_path):
-    net = _make('test_resnet', 2)[0].eval()
+    net = architecture('test_resnet', 2)[0].eval()
     torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(str(tmp_path/'ts.pt'))
     clf = Classifier.load(tmp_path/'ts.pt', classes=('a', 'b'), size=32)
     clf.save(tmp_path/'c.safetensors')
@@ -491,6 +492,10 @@ def test_a_program_is_tried_on_labelled_tiles_before_it_is_believed(tiles, tmp_p
     w = torch.linalg.solve(x.T @ x + torch.eye(192), x.T @ (F.one_hot(y, 2) - .5))
     net[2].load_state_dict(dict(weight=w.T, bias=torch.zeros(2)))
     torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(str(tmp_path/'good.pt'))
+    # the other way round: told, with both assignments
+    net[2].load_state_dict(dict(weight=-w.T, bias=torch.zeros(2)))
+    torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(str(tmp_path/'turned.pt'))
+    with pytest.raises(HxError, match='in another order'): given_classifier(tmp_path/'turned.pt', store=store)
     net[2].load_state_dict(dict(weight=torch.zeros(2, 192), bias=torch.tensor([0., 1.])))
     torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(str(tmp_path/'bad.pt'))
     with pytest.raises(HxError, match='as chance would be: say what it is with --classifier_classes'):

@@ -9,6 +9,7 @@ from histoxplaining.images import from_uint8, hed, read_image, to_uint8, write_p
 from histoxplaining.latents import HOLDS, class_direction
 from histoxplaining.classifier import log_odds
 from histoxplaining.methods import Ask, Edit, Trial, crossing, methods, next_size, search
+from histoxplaining.training import TrainConfig, train
 
 CAUSE, TOP, OTHER = 3, 1, 5                                      # coordinates of w that are seen in the picture
 
@@ -308,3 +309,14 @@ def test_the_search_ends_where_nothing_changes_any_more(toy):
         for seen in search(step, code, edit, step.render(code), Ask(0, 1, p)):
             assert crossing(seen, p) is not None and len({v.size for v in seen}) == len(seen)
     assert all(c.success or c.reason.code == 'no method' for c in explain(step, pictures(step), 'blue', hold=()))
+
+
+def test_a_report_shows_real_tiles_beside_its_answers(tiny, tmp_path):
+    from histoxplaining.cli import hx_explain
+    cfg = TrainConfig(data=str(tiny/'tiles.lmdb'), arch='autoencoder', kimg=.016, batch=8, channel_base=256,
+        channel_max=16)
+    run = train(cfg, tmp_path/'run', tiny/'classifier.safetensors', quiet=True)
+    hx_explain(str(run.path), None, n=12, p=.5, hold='none', nearest=2, out=str(tmp_path/'r.html'))
+    page = (tmp_path/'r.html').read_text()
+    answers = page.count('<article class="case"')                        # those that failed have another class
+    assert answers and page.count('<figcaption>real · ') == 2 * answers

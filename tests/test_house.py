@@ -85,7 +85,8 @@ WIDE = 271   # lines that no bracket lets break: documentation of parameters, lo
 
 
 def test_lines_are_not_too_long():
-    texts = [''.join(c['source']) for nb in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in nb.parts for c in cells(nb) if c['cell_type'] == 'code']
+    texts = [''.join(c['source']) for nb in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in nb.parts
+        for c in cells(nb) if c['cell_type'] == 'code']
     texts += [p.read_text(encoding='utf-8') for d in ('tests', 'benchmarks') for p in (ROOT/d).glob('*.py')]
     wide = [line for text in texts for line in text.split('\n') if len(line) > 120]
     assert len(wide) <= WIDE, f'{len(wide)} lines over 120 characters, such as {max(wide, key=len)[:200]}'
