@@ -81,7 +81,9 @@ def _towards(u):
 def movements(
     before, after,          # uint8 [N, H, W, 3]
     towards,                # [N], +1 where the target is tumour, -1 where it is benign
-    spread,                 # relative factors [M, 12] of tissue, for the standard deviations; best as the reader reads reconstructions of it
+    # relative factors [M, 12] of tissue, for the standard deviations; best as the reader reads reconstructions of
+    # it
+    spread,
     groups:dict=GROUPS,
     reader=None,            # a `FactorReader`; default: the one that comes with the package
 )->dict:
@@ -119,7 +121,9 @@ READABLE = .6   # correlation of reading and truth below which a factor says not
 
 def audit(
     explainer,               # an `Explainer` of procedural tissue with the classes benign and tumour
-    cause:str|None=None,     # what makes the explained classifier's classes, for the verdict: 'gland' or 'stain'; None: read from `reactions`
+    # what makes the explained classifier's classes, for the verdict: 'gland' or 'stain'; None: read from
+    # `reactions`
+    cause:str|None=None,
     *,
     classifier=None,         # explain another classifier than the model's own
     n:int=100,               # fresh tiles
@@ -129,8 +133,10 @@ def audit(
     hold=(),                 # as for `explain`: an audit holds nothing
     p:float=.99,             # asked: a convincing change, for the smallest one stops where the classes meet
     factors:bool=False,      # also each factor by itself
-    reader=None,             # a `FactorReader`, best one that is `accustomed` to the model; default: the one that comes with the package
-    readable:float=READABLE, # factors whose reading correlates less with the truth are left out of their group; -1: every factor counts
+    # a `FactorReader`, best one that is `accustomed` to the model; default: the one that comes with the package
+    reader=None,
+    # factors whose reading correlates less with the truth are left out of their group; -1: every factor counts
+    readable:float=READABLE,
     boots:int=1000,
     seed:int=1000,           # of the tiles
     **options,               # further ones of `explain`
@@ -213,7 +219,8 @@ def shortcut_report(
     classifier,          # any, on these classes
     store,               # a `TileStore` or a view: held-out tiles
     *,
-    explainer=None,      # its generator exchanges layout and texture; None: only stain and scale, on the tiles themselves
+    # its generator exchanges layout and texture; None: only stain and scale, on the tiles themselves
+    explainer=None,
     n:int=200,           # tiles
     name:str='all',      # of the column
     batch:int=64,

@@ -83,7 +83,8 @@ def amounts(
     p:float,              # probability of each
     seed:int, name:str,   # of the random stream
     indices,              # N global image indices
-    quantile:float|None=None, # take this quantile of everything instead, with every gate open but that of the second turn
+    # take this quantile of everything instead, with every gate open but that of the second turn
+    quantile:float|None=None,
 )->dict:
     "How much of each transform happens to each image: name -> float64 `[N, numbers]`; zero is nothing."
     width = sum(g + k for _, g, k, _ in TRANSFORMS.values())

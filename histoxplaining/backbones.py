@@ -111,7 +111,8 @@ def hub_architecture(
         f'beside it, for the name does not say the architecture')
 
 def backbone(
-    name:str,               # a timm or torchvision model; 'tf_efficientnet_lite0@16': its layers up to 1/16 of the picture's side
+    # a timm or torchvision model; 'tf_efficientnet_lite0@16': its layers up to 1/16 of the picture's side
+    name:str,
     classes:int=0,          # outputs; 0: pooled features instead of logits
     weights=None,           # a file of weights (.safetensors, .pth); its head may have another number of classes
     pretrained:bool=False,  # use ImageNet weights found on this machine; nothing is ever downloaded

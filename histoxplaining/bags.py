@@ -108,7 +108,8 @@ def explain_bag(
     k:int=8,                 # tiles changed at most
     p:float=.5,              # the bag has turned when p of the target reaches this
     closeness:float=.25,     # as for `explain`
-    question:str='typical',  # as for `explain`; the bag has no opinion about single tiles, so how the class looks is what is asked
+    # as for `explain`; the bag has no opinion about single tiles, so how the class looks is what is asked
+    question:str='typical',
 )->BagExplanation:
     """What would this slide be called if its decisive tiles looked like another class, and after how many? Raises
     `HxError`."""

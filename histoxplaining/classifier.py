@@ -98,7 +98,8 @@ OUTPUTS = ('auto', 'logits', 'probs', 'sigmoid')
 class Classifier(nn.Module):
     "Pictures in [-1, 1] of any size to one logit per class."
     def __init__(self,
-        model,                  # a module or callable: normalised [N, 3, size, size] -> logits [N, classes], or what `output` says
+        # a module or callable: normalised [N, 3, size, size] -> logits [N, classes], or what `output` says
+        model,
         classes,                # names, in the order of the outputs; or a dict name -> number or number -> name
         size:int,               # side in pixels that the model looks at; inputs are resized to it
         mean=(.5, .5, .5),      # of R, G, B on a scale from 0 to 1
@@ -106,7 +107,9 @@ class Classifier(nn.Module):
         temperature:float=1.,   # probabilities are softmax(logits / temperature)
         arch:str|None=None,     # timm or torchvision name, so that it can be saved and built again
         report:dict|None=None,  # how it was trained and measured
-        output:str='logits',    # what the model gives: 'logits', 'probs' (rows sum to 1, or one number from 0 to 1), or 'sigmoid' (one label of several, each from 0 to 1)
+        # what the model gives: 'logits', 'probs' (rows sum to 1, or one number from 0 to 1), or 'sigmoid' (one
+        # label of several, each from 0 to 1)
+        output:str='logits',
         column:int|None=None,   # with several sigmoid labels: which one is explained, against its absence
         grey:bool=False,        # the model looks at one channel
     ):
@@ -386,7 +389,9 @@ FILES = ('.safetensors', '.pth', '.ckpt', '.bin', '.pt', '.ts', '.pt2', '.onnx')
 
 @patch(cls_method=True)
 def load(cls:Classifier,
-    source,             # a file (.safetensors of ours; TorchScript .pt, .ts; torch.export .pt2; .onnx; DenseNet-121 .pth, .ckpt, .bin), a timm or torchvision name, a module, or any callable
+    # a file (.safetensors of ours; TorchScript .pt, .ts; torch.export .pt2; .onnx; DenseNet-121 .pth, .ckpt, .bin),
+    # a timm or torchvision name, a module, or any callable
+    source,
     classes=None,       # names in the order of the outputs, or `class_to_idx`; needed for programs and callables
     size:int|None=None, # side in pixels that the model looks at; needed for programs and callables
     weights=None,       # file of weights, when `source` is a name
@@ -697,7 +702,9 @@ def train_classifier(
     arch:str='tf_efficientnet_lite0',  # a timm or torchvision name
     pretrained:bool=True,              # start from ImageNet weights found on this machine
     size:int|None=None,                # side in pixels that the network looks at; default: the store's
-    stain_jitter:bool=False,           # show every tile in changing stains (gain 0.8 to 1.2, bias up to 0.05 in H and E optical density) and scales (0.8 to 1.25)
+    # show every tile in changing stains (gain 0.8 to 1.2, bias up to 0.05 in H and E optical density) and scales
+    # (0.8 to 1.25)
+    stain_jitter:bool=False,
     split_by:str|None=None,            # 'group', 'pseudo_slide' or 'random'; default: the split written in the store
     epochs:int=6,                      # at most
     batch:int=64,

@@ -72,7 +72,10 @@ def parse_classes(
 
 @call_parse
 def hx_tiles(
-    source:str,             # folder with one folder of pictures per class, a CSV with path,label[,group], a zip of either, an LMDB of other StyleGAN2 code, a zip with dataset.json, one large image (with --tile), a whole slide, a folder of slides, or a table slide,label
+    # folder with one folder of pictures per class, a CSV with path,label[,group], a zip of either, an LMDB of other
+    # StyleGAN2 code, a zip with dataset.json, one large image (with --tile), a whole slide, a folder of slides, or
+    # a table slide,label
+    source:str,
     store:str,              # tile store to write
     size:int=64,            # side of the tiles
     classes:str='',         # comma-separated, in this order; a=X+Y,b=Z renames and merges; default: all, by name
@@ -82,7 +85,8 @@ def hx_tiles(
     tile:int=None,          # cut every picture into squares of so many pixels first
     mpp:float=None,         # micrometres per pixel of the source; of whole slides: of the tiles wanted
     min_tissue:float=0,     # leave out tiles with a smaller share of tissue
-    near:int=None,          # keep near-duplicates on one side of the split: bits in which their difference hashes may differ
+    # keep near-duplicates on one side of the split: bits in which their difference hashes may differ
+    near:int=None,
     encoding:str='png',     # of the tiles inside: png, webp (without loss, a third smaller) or jpeg (quality 95)
     annotations:str=None,   # of whole slides: GeoJSON with classes (QuPath), or a folder of such files
     slide_mpp:float=None,   # of whole slides that do not say how large their pixels are
@@ -105,7 +109,8 @@ from .interop import convert
 # %% ../nbs/36_cli.ipynb #533a91cc
 @call_parse
 def hx_convert(
-    src:str,                # .pt of rosinality's StyleGAN2 or Style-CheXplain, .pkl of StyleGAN2-ADA, or inception_*.pkl
+    # .pt of rosinality's StyleGAN2 or Style-CheXplain, .pkl of StyleGAN2-ADA, or inception_*.pkl
+    src:str,
     out:str,                # model folder to make; for Inception statistics: .safetensors
     classes:str='',         # comma-separated names in the order of the labels; default: as far as the file tells
     classifier:str=None,    # the classifier to explain: ours, or a state dict
@@ -131,7 +136,8 @@ def hx_classifier(
     batch:int=64,           # tiles per step
     lr:float=1e-3,          # highest learning rate
     patience:int=2,         # epochs without improvement before it stops
-    stain_jitter:store_true=False, # show every tile in changing stains and scales: a classifier that looks less at colour
+    # show every tile in changing stains and scales: a classifier that looks less at colour
+    stain_jitter:store_true=False,
     seed:int=0,             # of everything random
 ):
     "Train the classifier that will be explained, and print its report card beside what colour alone reaches."
@@ -248,10 +254,13 @@ def hx_train(
     output_path:str=None,          # run folder; default: runs/NNN
     ckpt:str=None,                 # run folder or state file to continue from, with its whole state
     resume:str=None,               # the same as --ckpt
-    init:str=None,                 # start from the weights of a model folder (of this size, or of half of it to grow from), a lineage checkpoint or a StyleGAN2-ADA pickle
+    # start from the weights of a model folder (of this size, or of half of it to grow from), a lineage checkpoint
+    # or a StyleGAN2-ADA pickle
+    init:str=None,
     classifier_ckpt:str=None,      # the classifier to explain (StyleEx, autoencoder)
     classifier_nof_classes:int=None, # checked against the classifier
-    classifier_classes:str=None,   # a,b: the classes of a program (TorchScript, torch.export, ONNX), in the order of its outputs
+    # a,b: the classes of a program (TorchScript, torch.export, ONNX), in the order of its outputs
+    classifier_classes:str=None,
     classifier_size:int=None,      # side in pixels that it reads
     classifier_norm:str=None,      # imagenet, none, or mean/std such as .5,.5,.5/.5,.5,.5
     classifier_output:str=None,    # logits, probs or sigmoid
@@ -269,7 +278,8 @@ def hx_train(
     channel_max:int=None,          # limit of channels (default: 512)
     map_layers:int=None,           # depth of the mapping network (default: 2)
     feat_channels:int=None,        # channels of the layout code (default: 8)
-    feat_res:int=None,             # its side; grown from half the size: twice as fine (default: a quarter of the size, at most 32)
+    # its side; grown from half the size: twice as fine (default: a quarter of the size, at most 32)
+    feat_res:int=None,
     freezed:int=None,              # finest resolutions of the plain discriminator that stay as they are (default: 0)
     lr:float=None,                 # of generator and discriminator (default: 0.0025)
     r1_gamma:float=None,           # R1 weight
@@ -420,7 +430,8 @@ def hx_explain(
     cards:int=24,           # cases shown in the report; all are counted
     alternatives:int=0,     # other answers shown beside each in the report
     nearest:int=0,          # real tiles of the other class shown beside each; needs the model's store
-    classifier:str=None,    # explain this one instead of the model's own: *.safetensors, TorchScript, torch.export, ONNX, weights
+    # explain this one instead of the model's own: *.safetensors, TorchScript, torch.export, ONNX, weights
+    classifier:str=None,
     classifier_classes:str=None, # a,b: its classes in the order of its outputs, where it does not say them
     classifier_size:int=None, # side in pixels that it reads
     classifier_norm:str=None, # imagenet, none, or mean/std such as .5,.5,.5/.5,.5,.5
@@ -736,7 +747,9 @@ def _class_vectors(ex, label, counts, n, seed):
 
 @call_parse
 def hx_fid(
-    checkpoint:str,           # run folder, model folder, state of a run, checkpoint of the lineage (.pt) or of StyleGAN2-ADA (.pkl); or a tile store or folder of pictures
+    # run folder, model folder, state of a run, checkpoint of the lineage (.pt) or of StyleGAN2-ADA (.pkl); or a
+    # tile store or folder of pictures
+    checkpoint:str,
     inception:str=None,       # statistics of the real pictures, from hx_inception (or an old inception_*.pkl)
     n_sample:int=None,        # pictures to draw; default: as many as were measured, 50000 at most
     label:str=None,           # class to draw; default: that of the statistics, or classes as often as there
@@ -786,7 +799,6 @@ def hx_fid(
         print(f'{results!r}\n-> {path}')
 
 
-
 # %% ../nbs/36_cli.ipynb #20b4daa7
 def _is_model(p): return (p/'card.json').exists() or (p/'model'/'card.json').exists()
 
@@ -799,7 +811,9 @@ def _pair_table(folder, classifier, store, oracle, target, p, seed):
 
 @call_parse
 def hx_bench(
-    folder:str,             # run or model folder: its methods and the controls; or a folder with original/ and counterfactual/ (same file names): anybody's explanations
+    # run or model folder: its methods and the controls; or a folder with original/ and counterfactual/ (same file
+    # names): anybody's explanations
+    folder:str,
     model:str=None,         # with a folder of pairs: a run or model, for its classifier and store
     classifier:str=None,    # *.safetensors whose decisions are explained; default: the model's own
     store:str=None,         # tile store of real tiles, for distances to them; default: the model's
@@ -873,7 +887,8 @@ def hx_demo(
     out:str='demo',         # folder to work in
     tiles:str=None,         # folder with pictures of your own; default: tissue that the model draws
     model:str='colon-64',   # a packaged model, a run or a model folder
-    train:store_true=False, # instead: draw procedural tissue, train a small model on it, and explain that (some minutes)
+    # instead: draw procedural tissue, train a small model on it, and explain that (some minutes)
+    train:store_true=False,
     size:int=32,            # with --train: side of the tiles
     n:int=2000,             # with --train: how many are drawn
     kimg:float=12,          # with --train: length in thousands of images

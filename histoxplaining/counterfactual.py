@@ -14,7 +14,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from .files import DataError, HxError
 from .features import LPIPS
-from .images import from_uint8, hed, optical_density, resize, to_uint8
+from .images import from_uint8, optical_density, resize, to_uint8, unmixed
 from .classifier import log_odds
 from .explainer import Code, Explainer, as_batch, as_pictures
 from .latents import NoDirection
@@ -57,7 +57,9 @@ class Counterfactual:
     p_reconstruction:float = float('nan')
     p:float = float('nan')            # of the final picture; nan on failure
     p_views:float = float('nan')      # mean over the dihedral views, where it was asked for
-    p_half:float = float('nan')       # edit size at which p first reaches 0.5, interpolated in log-odds between sizes that were looked at; nan if it does not
+    # edit size at which p first reaches 0.5, interpolated in log-odds between sizes that were looked at; nan if it
+    # does not
+    p_half:float = float('nan')
     step:float = float('nan')         # edit size of the counterfactual, in standard deviations of encoded tissue
     steps:np.ndarray = field(default_factory=_none)       # [T] scanned edit sizes
     p_path:np.ndarray = field(default_factory=_none)      # [T] p at them
@@ -65,8 +67,10 @@ class Counterfactual:
         np.uint8)) # uint8 [F, H, W, 3], when asked for
     frame_steps:np.ndarray = field(default_factory=_none) # [F]
     frame_p:np.ndarray = field(default_factory=_none)     # [F]
-    heatmap:np.ndarray|None = None    # float32 [H, W]: change of mean optical density, reconstruction to counterfactual; > 0: darker
-    stain_maps:dict = field(default_factory=dict)         # 'H', 'E': float32 [H, W], signed change of haematoxylin and eosin optical density
+    # float32 [H, W]: change of mean optical density, reconstruction to counterfactual; > 0: darker
+    heatmap:np.ndarray|None = None
+    # 'H', 'E': float32 [H, W], signed change of haematoxylin and eosin optical density
+    stain_maps:dict = field(default_factory=dict)
     stain_shift:dict = field(default_factory=dict)        # change of mean haematoxylin and eosin optical density
     area:float = float('nan')         # share of pixels whose largest channel change exceeds 0.1 on [0, 1]
     success:bool = False
@@ -74,10 +78,15 @@ class Counterfactual:
     space:str = ''                    # what was moved: 'w' or 's' is style only, '…+layout' also moves where things are
     along:str = ''                    # the ray, e.g. 'healthy to adenocarcinoma' or 'gradient in w'
     distance:float = float('nan')     # Mahalanobis distance of the tile's code from the mean of encoded tissue
-    limit:float = float('nan')        # 99.5 % of encoded tiles are nearer than this; searches stay within it, a translator's realism is its discriminator's business
-    w:np.ndarray|None = None          # float32 [2, w_dim]: mean w over the layers, of the tile and of the counterfactual
-    refined:bool = False              # the code was refined, because the reconstruction was judged otherwise than the tile
-    carried:bool = False              # the generator's missing detail was added: the change is counted from the original
+    # 99.5 % of encoded tiles are nearer than this; searches stay within it, a translator's realism is its
+    # discriminator's business
+    limit:float = float('nan')
+    # float32 [2, w_dim]: mean w over the layers, of the tile and of the counterfactual
+    w:np.ndarray|None = None
+    # the code was refined, because the reconstruction was judged otherwise than the tile
+    refined:bool = False
+    # the generator's missing detail was added: the change is counted from the original
+    carried:bool = False
     ghosting:float = float('nan')     # share of carried detail where the edit is (room `inversion`)
     seconds:float = float('nan')      # per picture, encoding to final picture
 
@@ -114,8 +123,8 @@ def _decided(explainer, p, target, classifier=None):
 def _change(cf):
     "Heat map, stain maps, stain shift and area, from the picture before the edit to the final one."
     a, b = from_uint8(cf.before), from_uint8(cf.counterfactual)
-    cf.heatmap = (optical_density(b) - optical_density(a)).mean(0).numpy()
-    stains = (hed(b) - hed(a))[:2].numpy()
+    change = optical_density(b) - optical_density(a)
+    cf.heatmap, stains = change.mean(0).numpy(), unmixed(change)[:2].numpy()
     cf.stain_maps = dict(zip('HE', stains))
     cf.stain_shift = {k: float(v.mean()) for k, v in cf.stain_maps.items()}
     cf.area = float((np.abs(cf.counterfactual.astype(int) - cf.before.astype(int)).max(-1) > 25.5).mean())
@@ -243,7 +252,8 @@ def nearest_tiles(
     pictures,               # in any form, usually counterfactuals
     target,                 # class that the real tiles belong to, by name or index
     k:int=3,                # how many
-    tiles=None,             # the training split that the reference sample was drawn from; default: of the model's own store
+    # the training split that the reference sample was drawn from; default: of the model's own store
+    tiles=None,
 )->tuple:
     """The real reference tiles of a class nearest to each picture: uint8 `[N, k, H, W, 3]`, and their distances `[N,
     k]` in standard deviations of encoded tissue."""
@@ -428,8 +438,9 @@ def _solve(job, cfs, method, frames, scan):
             cf.reason = Reason('no method', why)
             out.append([cf])
             continue
-        picked = [good[k] for k in diverse([effect(cf.before, f.hit.picture) for f in good],
-            ask.n)] if good else [failed[i]]
+        if good and job.ask.n > 1:
+            good = [good[k] for k in diverse([effect(cf.before, f.hit.picture) for f in good], job.ask.n)]
+        picked = good[:job.ask.n] or [failed[i]]
         answers = [cf, *(replace(cf) for _ in picked[1:])]
         for c, f in zip(answers, picked): _answer(c, f, job, i, frames)
         out.append(answers)
@@ -447,19 +458,26 @@ def explain(
     *,
     seeds=None,              # instead of images: explain generated pictures
     p:float=.9,              # how sure the classifier should be of the target
-    method:str='auto',       # a key of `methods()`, or 'auto': the translator where the model has one, then direction and gradient, then with the layout
+    # a key of `methods()`, or 'auto': the translator where the model has one, then direction and gradient, then
+    # with the layout
+    method:str='auto',
     n:int=1,                 # alternatives per picture, as far as there are different ones
-    space:str='w',           # 'w' or 's': style only (with 'auto': before the layout is touched); 'w+layout'. The translator moves both
-    hold=('stain',),         # what the edit must leave alone; () to audit a classifier. The translator holds what it was trained to hold
+    # 'w' or 's': style only (with 'auto': before the layout is touched); 'w+layout'. The translator moves both
+    space:str='w',
+    # what the edit must leave alone; () to audit a classifier. The translator holds what it was trained to hold
+    hold=('stain',),
     question:str='needed',   # of the translator: what this classifier 'needed', or how the class 'typical'ly looks
     closeness:float=.25,     # of the translator: from 0, as the class looks, to 1, as little as convinces
-    refine:int|None=None,    # optimisation steps on the codes of tiles; None: up to 30, as many as it takes, where the reconstruction is judged otherwise than the tile
+    # optimisation steps on the codes of tiles; None: up to 30, as many as it takes, where the reconstruction is
+    # judged otherwise than the tile
+    refine:int|None=None,
     carry:bool=False,        # add detail that the generator misses
     frames:int=0,            # pictures of the path, rendered when asked for
     classifier=None,         # explain another classifier than the model's own
     seed:int=0,              # of anything random
     scan:int=0,              # further sizes looked at before the crossing, for paths that may come back
-    views:int=1,             # up to eight: p must hold for the picture and for the mean of so many of its dihedral views
+    # up to eight: p must hold for the picture and for the mean of so many of its dihedral views
+    views:int=1,
 )->list:
     """Counterfactuals, one per picture (n > 1: lists; `target='all'`: dicts by class). Raises `HxError` for an
     unknown class, method or option; a picture that cannot be explained is a result with a reason."""

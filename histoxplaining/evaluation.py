@@ -237,7 +237,8 @@ def changes(
 
 # %% ../nbs/31_evaluation.ipynb #7fa11436
 def train_oracle(
-    store,                      # a `TileStore` with held-out tiles; best of other slides than the explained classifier saw
+    # a `TileStore` with held-out tiles; best of other slides than the explained classifier saw
+    store,
     explained:Classifier,       # the classifier it is to be independent of
     *,
     arch:str='resnet14t',       # timm or torchvision name, of another family than the explained one
@@ -544,7 +545,8 @@ def evaluate(
     classifier=None,         # explain another classifier than the model's own
     oracle=None,             # another classifier, for agreement
     store=None,              # `TileStore` of real tiles; default: the model's
-    features=None,           # `Features` of KID and `nearest`; default: EfficientNet-Lite0 at twice the size, 224 at most
+    # `Features` of KID and `nearest`; default: EfficientNet-Lite0 at twice the size, 224 at most
+    features=None,
     steps:int=300,           # of the optimisation, at most
     latencies:bool=True,     # also measure how long each method takes
     boots:int=1000,          # bootstrap resamples
@@ -621,7 +623,8 @@ def _is(metric, key):
 
 def overview(
     results:Results,          # of `evaluate`, `measure`
-    columns:dict=HEADLINE,    # metric -> heading; 'kid' and 'kid_start' stand for the kernel distance in whatever features
+    # metric -> heading; 'kid' and 'kid_start' stand for the kernel distance in whatever features
+    columns:dict=HEADLINE,
 )->str:
     "A Markdown table: a row per method or control, intervals in brackets; columns that nobody has are left out."
     names = list(dict.fromkeys(m.record['class'] for m in results))

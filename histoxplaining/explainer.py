@@ -337,7 +337,8 @@ class Explainer:
     @torch.no_grad()
     def mapping(self,
         seeds,                 # one z per seed
-        label=None,            # class name or index; None: the classifier's opinion of some reference tile, drawn by the seed
+        # class name or index; None: the classifier's opinion of some reference tile, drawn by the seed
+        label=None,
         truncation_psi:float=1., # < 1: closer to the average tissue
     ):
         "w of seeds: `[N, num_ws, w_dim]`."

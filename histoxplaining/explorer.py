@@ -25,25 +25,8 @@ from .results import record
 # %% ../nbs/35_explorer.ipynb #74bd6af0
 FRAMES = 33   # pictures of a path
 
-_CSS = '''<style>
-.hx-explorer {max-width: 1120px; font-family: var(--jp-ui-font-family, system-ui, sans-serif)}
-.hx-explorer .hx-tile {border: 1px solid #c9ccd2; border-radius: 3px; background: #fff}
-.hx-cap {display: flex; justify-content: space-between; align-items: baseline; font-size: 13px; line-height: 20px; color: var(--jp-ui-font-color1, #22252b)}
-.hx-cap span:first-child {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
-.hx-mark {font-size: 11px; line-height: 15px; padding: 0 5px; border: 1px solid currentColor; border-radius: 8px; opacity: .75}
-.hx-note {font-size: 13px; line-height: 20px; min-height: 20px; margin: 4px 0 8px; color: var(--jp-ui-font-color1, #22252b)}
-.hx-note.stop {border-left: 3px solid ACCENT; padding-left: 8px}
-.hx-note .cls {font-weight: 600}
-.hx-note .cls i {display: inline-block; width: 9px; height: 9px; border-radius: 2px; margin-right: 5px}
-.hx-bars {display: grid; grid-template-columns: minmax(60px, max-content) 1fr 42px; gap: 6px 8px; align-items: center; font-size: 13px; color: var(--jp-ui-font-color1, #22252b)}
-.hx-bars span {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
-.hx-bars i {display: block; height: 12px; border-radius: 2px; min-width: 1px}
-.hx-bars .track {background: rgba(128, 134, 145, .2); border-radius: 2px}
-.hx-bars b {text-align: right; font-variant-numeric: tabular-nums}
-.hx-curve svg {width: 100%; max-width: 400px; display: block; overflow: visible; font-size: 11px; fill: var(--jp-ui-font-color1, #22252b)}
-.hx-curve .axis {stroke: #9aa0aa} .hx-curve .half {stroke: #9aa0aa; stroke-dasharray: 2 3} .hx-curve .asked {stroke: #9aa0aa; stroke-dasharray: 6 3}
-.hx-curve .here {fill: none; stroke: var(--jp-ui-font-color1, #22252b); stroke-width: 2}
-</style>'''.replace('ACCENT', ACCENT)
+_DATA = files('histoxplaining')/'data'
+_CSS = f"<style>{(_DATA/'explorer.css').read_text(encoding='utf-8').replace('ACCENT', ACCENT)}</style>"
 
 def _bars(classes, p, cf):
     "Probabilities of all classes as HTML."
@@ -81,8 +64,6 @@ def grey(img):
     return np.repeat((img.astype(np.float32) @ LUMA).round().astype(np.uint8)[..., None], 3, 2)
 
 # %% ../nbs/35_explorer.ipynb #213a5701
-_DATA = files('histoxplaining')/'data'
-
 class Compare(anywidget.AnyWidget):
     """Reconstruction and edited picture under one divider; zoom, pan, blink and keys. Messages: `{'move': ±1}`,
     `{'alternative': k}`."""
@@ -149,7 +130,9 @@ class Explorer:
     "Pick a tile or a seed and a class; look along the path that the explanation takes."
     def __init__(self,
         explainer,                # an `Explainer`
-        store=None,               # what to choose from: a `TileStore` or a view, a folder of pictures, a list of pictures; default: the held-out tiles of the model's own store, where it is there
+        # what to choose from: a `TileStore` or a view, a folder of pictures, a list of pictures; default: the
+        # held-out tiles of the model's own store, where it is there
+        store=None,
         *,
         target:str='next',        # class asked for at first; 'next': the second most likely
         p:float=.9,               # how sure the classifier should be

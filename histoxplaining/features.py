@@ -122,7 +122,8 @@ class Features:
     size:int|None = None       # side in pixels; None: as they are
     mean:tuple = (.5, .5, .5)  # of R, G, B on a scale from 0 to 1
     std:tuple = (.5, .5, .5)   # as `mean`
-    raw:bool = False           # the network takes uint8, enlarges and normalises for itself; only what is larger than `size` is resized
+    # the network takes uint8, enlarges and normalises for itself; only what is larger than `size` is resized
+    raw:bool = False
     weights:str = ''           # fingerprint of the weights
     reference:bool = False     # the Inception network with the published weights: only its distance is the FID
     spec:dict = field(default_factory=dict) # how `features` makes it again
@@ -242,7 +243,9 @@ class _Penultimate(nn.Module):
 
 # %% ../nbs/15_features.ipynb #81746ad0
 def features(
-    kind='lite0',            # 'inception', 'lite0', 'alexnet', a timm or torchvision name with local weights, a `Classifier` or its file (penultimate layer), or any function: normalised [N, 3, H, W] -> [N, d]
+    # 'inception', 'lite0', 'alexnet', a timm or torchvision name with local weights, a `Classifier` or its file
+    # (penultimate layer), or any function: normalised [N, 3, H, W] -> [N, d]
+    kind='lite0',
     *,
     weights=None,            # file of weights; default: found on this machine
     size:int|None=None,      # side that pictures are brought to; default: the network's own
@@ -328,7 +331,9 @@ def _folder_set(path):
     return PictureSet(len(files), read, about, np.array([classes.index(t) for t in top]) if classes else None, classes)
 
 def picture_set(
-    source,           # a `TileStore` or a view of one, its path, a folder of pictures or of one folder per class, uint8 [N, H, W, 3], or float [N, 3, H, W] in [-1, 1]
+    # a `TileStore` or a view of one, its path, a folder of pictures or of one folder per class, uint8 [N, H, W, 3],
+    # or float [N, 3, H, W] in [-1, 1]
+    source,
 )->PictureSet:
     "A set of pictures from wherever they are. Raises `DataError`."
     if isinstance(source, PictureSet): return source

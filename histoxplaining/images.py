@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'STAINS', 'INK', 'PAPER', 'ACCENT', 'CLASS_COLOURS', 'to_uint8', 'from_uint8',
            'read_image', 'write_png', 'png_bytes', 'data_uri', 'resize', 'resize_batch', 'dihedral', 'shift', 'zoom',
-           'optical_density', 'hed', 'from_hed', 'stain_jitter', 'restain', 'style', 'grid', 'show']
+           'optical_density', 'unmixed', 'hed', 'from_hed', 'stain_jitter', 'restain', 'style', 'grid', 'show']
 
 # %% ../nbs/01_images.ipynb #1b930e69
 import base64, io, math
@@ -192,12 +192,18 @@ def optical_density(
     "Beer-Lambert optical density of each colour channel, `-ln(I)`, from 0 (glass) to 5.5 (black)."
     return -((x + 1) / 2).clamp(_OD_FLOOR, 1).log()
 
+def unmixed(
+    density:torch.Tensor,  # [..., 3, H, W] optical density of red, green, blue, or a change of it
+)->torch.Tensor:
+    "The same in haematoxylin, eosin and residual `[..., 3, H, W]`: linear, so that changes are unmixed like densities."
+    return torch.einsum('...chw,cs->...shw', density, torch.linalg.inv(STAINS).to(density))
+
 def hed(
     x:torch.Tensor,     # [..., 3, H, W] in [-1, 1]
 )->torch.Tensor:
     """Amount of haematoxylin, eosin and residual in each pixel: `[..., 3, H, W]`, in optical density (Ruifrok &
     Johnston 2001)."""
-    return torch.einsum('...chw,cs->...shw', optical_density(x), torch.linalg.inv(STAINS).to(x))
+    return unmixed(optical_density(x))
 
 def from_hed(
     s:torch.Tensor,     # [..., 3, H, W] amounts of haematoxylin, eosin and residual, in optical density

@@ -185,7 +185,8 @@ class LineageCheckpoint:
     G:Generator              # the moving average; unconditional, whatever the file was trained with
     D:Discriminator|None
     E:Encoder|None
-    config:dict              # size, channel_multiplier, c_dim, n_mlp, latent, arch, nimg, and args: the command line it was trained with
+    # size, channel_multiplier, c_dim, n_mlp, latent, arch, nimg, and args: the command line it was trained with
+    config:dict
     pixel_range:PixelRange   # what the numbers of its pictures mean
     classes:tuple            # names, as far as the command line tells
     label_effect:float       # largest change of a pixel by the label; 0, or it is none of the files described here
@@ -367,7 +368,9 @@ def from_nvidia_state(
     *,
     conv_clamp:float|None=256,  # limit of layer outputs; files do not have it as a tensor
     mbstd_group:int=4,          # samples per group of the minibatch deviation
-    num_fp16_res:int=0,         # highest resolutions that run in half precision where the device has it; no effect while the networks of this package run in float32 only
+    # highest resolutions that run in half precision where the device has it; no effect while the networks of this
+    # package run in float32 only
+    num_fp16_res:int=0,
 )->tuple:
     """Networks of ours from state dicts of StyleGAN2-ADA, conditional or not: `(G, D)`. Sizes are read off the
     shapes. Raises `CheckpointError` that names the tensor."""
@@ -402,7 +405,8 @@ class LineageStore:
     def __init__(self,
         path,                # folder with a data.mdb
         size:int|None=None,  # which side to read, where there are several; default: the largest
-        names=None,          # of the label columns or classes; default: CheXpert's for 14 columns, else class 0, class 1, ...
+        # of the label columns or classes; default: CheXpert's for 14 columns, else class 0, class 1, ...
+        names=None,
     ):
         self.path = Path(path)
         self.index = lmdb_index(self.path, size, names)

@@ -40,7 +40,9 @@ def refine(
     classifier=None,       # whose opinion of the tile is to be kept
     lr:float=.05,          # in standard deviations of encoded tissue per coordinate
     prior:float=2e-4,      # weight of the squared distance from the encoder's code
-    enough:float|None=None, # stop as soon as the classifier's p of every tile and its picture differ by less and the decision is the same; looked at every three steps
+    # stop as soon as the classifier's p of every tile and its picture differ by less and the decision is the same;
+    # looked at every three steps
+    enough:float|None=None,
 )->tuple:
     """Codes `(w+, layout)` whose pictures are nearer to the tiles: L1, perceptual distance (Zhang et al. 2018) and
     classifier consistency, in whitened coordinates (Abdal et al. 2019 for W+, Lang et al. 2021 for the

@@ -23,7 +23,8 @@ class Direction:
     space:str='w'            # the space it lives in: 'w' or 's'
     hold:tuple=()            # what it leaves alone, to first order
     slope:float=float('nan') # expected change of the logit difference per step
-    effect:torch.Tensor|None=None # [k, 2] edit sizes and the mean change of the logit difference there, where it was measured
+    # [k, 2] edit sizes and the mean change of the logit difference there, where it was measured
+    effect:torch.Tensor|None=None
     top:tuple=()             # numbers of the reference tiles that react most to it
 
     def save(self, path):

@@ -64,8 +64,10 @@ class Edit:
     feat:torch.Tensor|None=None  # [N, C, side, side]
     reach:np.ndarray|None=None   # [N] how far it is worth looking
     slope:np.ndarray|None=None   # [N] expected growth of the log-odds per step
-    curve:np.ndarray|None=None   # [k, 2] sizes and growth of the log-odds there, where it was measured: better than one slope
-    whole:np.ndarray|None=None   # [N] size at which the edit is an answer by itself; None: the smallest that convinces is
+    # [k, 2] sizes and growth of the log-odds there, where it was measured: better than one slope
+    curve:np.ndarray|None=None
+    # [N] size at which the edit is an answer by itself; None: the smallest that convinces is
+    whole:np.ndarray|None=None
 
     @property
     def space(self): return ('s' if self.s is not None else 'w') + ('+layout' if self.feat is not None else '')

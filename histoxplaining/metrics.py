@@ -296,7 +296,9 @@ def _small_print(real, fake, value, seed, components=64, folds=5):
     return out | pca
 
 def frechet_distance(
-    a,                       # the reference, usually real: vectors [n, d], a `FeatureSet`, `Statistics`, `Moments`, or pictures as for `picture_set`
+    # the reference, usually real: vectors [n, d], a `FeatureSet`, `Statistics`, `Moments`, or pictures as for
+    # `picture_set`
+    a,
     b,                       # what is measured, likewise
     features=None,           # `Features`, where a or b are pictures; for bare vectors also a name
     *,
@@ -556,7 +558,8 @@ def perceptual_path_length(
     G,                       # a `Generator`
     n:int=1000,              # steps
     *,
-    distance=None,           # (x, y) -> [N], quadratic for small differences; default: LPIPS where its weights are found, else that of Lite0
+    # (x, y) -> [N], quadratic for small differences; default: LPIPS where its weights are found, else that of Lite0
+    distance=None,
     c=None,                  # class vectors [m, c_dim], used in turn; default: the classes in turn
     epsilon:float=1e-4,      # length of the step relative to |w1 - w0|
     noise_mode:str='const',
@@ -644,7 +647,8 @@ def separability(
     labels,                  # [n]
     *,
     rgb=None,                # [n, 6], mean and deviation of R, G, B: the colour baseline
-    stain=None,              # [n], stain clusters over all classes together, such as `pseudo_slides(store.moments, 0 * store.labels)`
+    # [n], stain clusters over all classes together, such as `pseudo_slides(store.moments, 0 * store.labels)`
+    stain=None,
     k:int=10,                # neighbours
     folds:int=5,             # of the linear probe
     permutations:int=20,     # of the labels

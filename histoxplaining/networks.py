@@ -205,7 +205,8 @@ class Generator(nn.Module):
         conv_clamp:float|None=None, # clamp of layer outputs (256 for mixed precision)
         feat_channels:int=16,       # channels of the layout code; 0: none
         feat_res:int=8,             # its side
-        const_channels:int|None=None, # channels of the learned constant; None: those of the 4x4 layer. More in files of the lineage
+        # channels of the learned constant; None: those of the 4x4 layer. More in files of the lineage
+        const_channels:int|None=None,
         num_fp16_res:int=0,         # how many of the finest resolutions run in float16 on a GPU
     ):
         super().__init__()
@@ -275,7 +276,9 @@ class Discriminator(nn.Module):
         mbstd_group:int=4,          # group of the minibatch deviation
         conv_clamp:float|None=None, # clamp of layer outputs
         num_fp16_res:int=0,         # how many of the finest resolutions run in float16 on a GPU
-        label_maps:bool=False,      # show it the class as one learned picture per class beside the tile, as files of the lineage do, in place of the projection
+        # show it the class as one learned picture per class beside the tile, as files of the lineage do, in place
+        # of the projection
+        label_maps:bool=False,
     ):
         super().__init__()
         self.init = dict(size=size, c_dim=c_dim, channel_base=channel_base, channel_max=channel_max,

@@ -11,6 +11,7 @@ __all__ = ['MORE', 'LESS', 'CLEAR', 'LUMA', 'Panel', 'p_text', 'class_colour', '
 import base64, hashlib, io, json, math, textwrap
 from collections import Counter, namedtuple
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from string import Template
 import numpy as np, torch
@@ -423,137 +424,8 @@ def _all_numbers(cfs)->str:
     return _table(rows, head)
 
 # %% ../nbs/32_report.ipynb #6644bf2f
-_CSS = '''
-:root{color-scheme:light dark;--ink:#22252b;--soft:#5a606b;--line:#dfe2e7;--accent:#b3345f;--paper:#fff;--ground:#f5f5f7;--stop:#9a2a1c}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e8ec;--soft:#a2a8b4;--line:#3a3f48;--accent:#ef7fa6;--paper:#22252b;--ground:#17191d;--stop:#ff9b8a}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif;font-variant-numeric:tabular-nums}
-main,.top,footer{max-width:1140px;margin:0 auto;padding:0 20px}
-.top{padding-top:36px}
-h1{font-size:15px;font-weight:600;margin:0;color:var(--accent)}
-.question{font-size:28px;line-height:1.25;font-weight:600;margin:4px 0 20px;max-width:24em;text-wrap:balance}
-h2{font-size:18px;margin:32px 0 10px}
-p{margin:0 0 8px}.note{max-width:46em}
-dl{margin:0}dd{margin:0}
-.intro{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:0 40px}
-.big{display:grid;grid-template-columns:repeat(6,1fr);gap:1px;background:var(--line);border:1px solid var(--line);border-radius:6px;overflow:hidden;margin-bottom:14px}
-.big div{background:var(--paper);padding:12px 14px}.big dd{font-size:21px;font-weight:600}.big dt{color:var(--soft);font-size:13px}
-ul{margin:0 0 10px;padding-left:20px}
-table{border-collapse:collapse;font-size:13px;background:var(--paper)}
-th,td{text-align:left;padding:4px 12px;border:1px solid var(--line);font-weight:400;white-space:nowrap}thead th{font-weight:600}
-.summary td{white-space:normal}.summary th{color:var(--soft)}.scroll{overflow-x:auto}
-.legend{display:flex;flex-wrap:wrap;align-items:center;gap:4px 10px;font-size:13px;margin:10px 0}.legend img{width:200px;height:14px;border-radius:2px}
-.case{background:var(--paper);border:1px solid var(--line);border-radius:6px;padding:14px 18px 12px;margin:0 0 16px}
-.case>header{display:flex;flex-wrap:wrap;align-items:baseline;gap:2px 22px;margin-bottom:10px}.case header p{margin:0}
-h3{font-size:15px;margin:0;overflow-wrap:anywhere}.n{color:var(--soft);font-weight:400;margin-right:4px}
-.cls i{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:5px}
-.to{margin:0 8px}
-.outcome{color:var(--soft)}.failed .outcome,.warn{color:var(--stop);font-weight:600}.warn{font-size:13px}
-.body{display:grid;grid-template-columns:minmax(0,2.3fr) minmax(0,1fr);gap:24px}
-.pics{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:12px}
-figure{margin:0}
-.pic{position:relative}.pic img{width:100%;height:auto;display:block;border-radius:2px}
-.pic .under{position:absolute;inset:0;clip-path:inset(0 calc(100% - var(--cut,0%)) 0 0)}.pic .edge{position:absolute;top:0;bottom:0;left:var(--cut,0%);width:2px;margin-left:-1px;background:#fff;box-shadow:0 0 2px #000}.pic.whole .edge{display:none}
-.pic.cuts{cursor:ew-resize;touch-action:pan-y}.key img{width:100%;height:8px;border-radius:2px;margin-top:7px;display:block}
-.compare{display:none;align-items:center;gap:14px;font-size:13px;margin-top:2px}.compare label{display:flex;align-items:center;gap:10px;flex:1}.js .compare{display:flex}
-button,select{font:inherit;font-size:13px;color:var(--ink);background:var(--paper);border:1px solid var(--soft);border-radius:4px;padding:3px 10px;cursor:pointer}button:active{background:var(--line)}
-.tools{display:none;flex-wrap:wrap;align-items:center;gap:8px 20px;font-size:13px;margin:0 0 12px}.tools label{display:flex;align-items:center;gap:8px}.js .tools{display:flex}.tools output{color:var(--soft)}
-[hidden]{display:none!important}
-.mark{position:absolute;left:5px;bottom:5px;color:#22252b;background:rgba(255,255,255,.88);font-size:11px;line-height:1.35;padding:0 5px;border-radius:2px}
-.none{aspect-ratio:1;display:grid;place-content:center;text-align:center;margin:0;padding:12px;border:1px dashed #9aa0aa;color:var(--soft);font-size:13px;border-radius:2px;overflow-wrap:anywhere}
-figcaption{font-size:13px;margin-top:4px}.t{font-weight:600}.p{display:flex;justify-content:space-between;align-items:baseline;gap:8px;color:var(--soft)}.p span{overflow:hidden;text-overflow:ellipsis}.p b{font-size:15px;color:var(--ink);white-space:nowrap}
-.bar{display:block;height:4px;background:var(--line);border-radius:2px;overflow:hidden;margin-top:2px}.bar i{display:block;height:100%}
-.ylab{font-size:13px;margin:0;font-weight:600}
-svg{display:block;width:100%;height:auto}svg text{font-size:11.5px;fill:var(--soft)}
-.axis{stroke:#9aa0aa}.half{stroke:#9aa0aa;stroke-dasharray:1.5 3}.asked{stroke:var(--soft);stroke-dasharray:5 3}.here{display:none;fill:none;stroke:var(--ink);stroke-width:2}
-.slide{display:none;grid-template-columns:auto 1fr 5.4em;align-items:center;gap:10px;font-size:13px}.slide output{text-align:right;white-space:nowrap}
-input{accent-color:var(--accent)}input[type=range]{width:100%;height:28px;margin:0}
-:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-.js .slide{display:grid}.js .here{display:block}
-.strip>div{display:flex;flex-wrap:wrap;gap:10px}.strip{margin-top:10px}.strip img{width:96px;height:96px;border-radius:2px;display:block}.strip figcaption{font-size:12px;color:var(--soft)}
-.case dl{display:flex;flex-wrap:wrap;gap:4px 26px;margin-top:10px;padding-top:9px;border-top:1px solid var(--line);font-size:13px}.case dt{color:var(--soft)}.case dl div{display:flex;gap:6px}
-summary{cursor:pointer;font-weight:600;margin:22px 0 10px}
-footer{color:var(--soft);font-size:13px;padding-top:20px;padding-bottom:40px}footer b{color:var(--ink)}
-@media(max-width:900px){.big{grid-template-columns:repeat(3,1fr)}.body,.intro{grid-template-columns:minmax(0,1fr);gap:14px}.side{max-width:520px}}
-@media(max-width:560px){.question{font-size:22px}main,.top,footer{padding-left:12px;padding-right:12px}.case{padding:12px}.pics{grid-template-columns:repeat(2,minmax(0,1fr))}}
-@media print{:root{--ink:#22252b;--soft:#5a606b;--line:#dfe2e7;--accent:#b3345f;--paper:#fff;--stop:#9a2a1c}body{background:none;font-size:10.5pt}h2,h3{break-after:avoid}main,.top,footer{max-width:none;padding:0}.case,.big{break-inside:avoid}.slide,.compare,.tools,.here,.under,.edge,details{display:none!important}.p{font-size:10px;flex-wrap:wrap;gap:0 8px}.p b{font-size:13px}.mark{font-size:8px;left:3px;bottom:3px;padding:0 3px}
- .body{grid-template-columns:minmax(0,2.5fr) minmax(0,1fr);gap:12px}.pics{grid-template-columns:repeat(4,minmax(0,1fr))}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-@media(prefers-reduced-motion:reduce){*{transition:none!important}}
-'''
-
-_JS = '''
-document.documentElement.classList.add('js');
-const cards = [...document.querySelectorAll('.case')];
-function compare(card) {
-  const figures = card.querySelectorAll('figure'), pic = figures[2].querySelector('.pic'), still = pic && pic.querySelector('.still'), tools = card.querySelector('.compare');
-  if (!still || !tools) return;
-  const under = figures[1].querySelector('.still').cloneNode(), edge = document.createElement('div'), range = tools.querySelector('input'), button = tools.querySelector('button');
-  under.className = 'under'; under.alt = ''; edge.className = 'edge';
-  pic.append(under, edge); pic.classList.add('cuts');
-  const cut = v => { pic.style.setProperty('--cut', v + '%'); pic.classList.toggle('whole', v <= 0 || v >= 100); range.value = v; };
-  const drag = e => { const r = pic.getBoundingClientRect(); cut(Math.max(0, Math.min(100, 100 * (e.clientX - r.left) / r.width))); };
-  range.addEventListener('input', () => cut(+range.value));
-  pic.addEventListener('pointerdown', e => { pic.setPointerCapture(e.pointerId); drag(e); e.preventDefault(); });
-  pic.addEventListener('pointermove', e => { if (e.buttons) drag(e); });
-  const blink = on => { pic.style.setProperty('--cut', on ? '100%' : range.value + '%'); };
-  for (const [name, on] of [['pointerdown', true], ['pointerup', false], ['pointerleave', false], ['blur', false]]) button.addEventListener(name, () => blink(on));
-  button.addEventListener('keydown', e => { if (e.key === ' ' || e.key === 'Enter') { blink(true); e.preventDefault(); } });
-  button.addEventListener('keyup', () => blink(false));
-  cut(0);
-}
-function slide(card) {
-  const find = q => card.querySelector(q), data = find('script');
-  if (!data) return;
-  const stop = JSON.parse(data.textContent), slider = find('.slide input'), last = card.querySelectorAll('figure')[2], map = find('.map');
-  const show = () => {
-    const i = +slider.value;
-    last.querySelector('.still').src = stop.src[i];
-    if (map) map.src = stop.map[i];
-    last.querySelector('.t').textContent = stop.title[i];
-    last.querySelector('.p b').textContent = stop.p[i];
-    last.querySelector('.bar i').style.width = stop.bar[i] + '%';
-    find('.slide output').textContent = stop.size[i];
-    slider.setAttribute('aria-valuetext', stop.size[i] + ', p = ' + stop.p[i]);
-    find('.here').setAttribute('cx', stop.x[i]);
-    find('.here').setAttribute('cy', stop.y[i]);
-  };
-  slider.addEventListener('input', show);
-  const end = slider.value;
-  addEventListener('beforeprint', () => { slider.dataset.was = slider.value; slider.value = end; show(); });
-  addEventListener('afterprint', () => { slider.value = slider.dataset.was; show(); });
-  show();
-}
-for (const card of cards) { slide(card); compare(card); }
-const tools = document.querySelector('.tools');
-if (tools) {
-  const which = tools.querySelector('.which'), order = tools.querySelector('.order'), home = cards[0].parentNode, after = cards[cards.length - 1].nextSibling;
-  const arrange = () => {
-    const fits = c => !which.value || (which.value === '+' ? !c.classList.contains('failed') : which.value === '-' ? c.classList.contains('failed') : c.dataset.from === which.value);
-    const sorted = order.value ? [...cards].sort((a, b) => a.dataset[order.value] - b.dataset[order.value]) : cards;
-    for (const c of sorted) { home.insertBefore(c, after); c.hidden = !fits(c); }
-    tools.querySelector('output').textContent = cards.filter(fits).length + ' of ' + cards.length;
-  };
-  which.addEventListener('change', arrange); order.addEventListener('change', arrange); arrange();
-}
-'''
-
-_PAGE = Template('''<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-$hash'">
-<title>$title</title><style>$css</style></head><body>
-<div class="top"><h1>$title</h1><p class="question">$question</p></div>
-<main>$numbers
-<div class="intro"><section>$summary$notes</section>
-<section><h2>How to read a case</h2>
-<p class="note">The <b>original</b> is the tile. The <b>reconstruction</b> is what the generator makes of it unedited: only what lies between the reconstruction and the
-<b>counterfactual</b> is the explanation: hold <b>Blink</b> or draw the <b>divider</b> to set one against the other. Under each picture stands the classifier's probability of the class asked for. The <b>size of the edit</b> is in standard deviations of encoded tissue.
-Haematoxylin and eosin are changes of mean optical density: where they are large and little else changes, the classifier may be reading the stain.</p>
-<div class="legend"><span>Where it changed: less stain, −$limit</span>$bar<span>+$limit, more stain (optical density); changes below $clear are left grey.</span></div></section></div>
-<h2>Cases</h2>$tools
-$cards
-<details><summary>All numbers</summary>$table</details></main>
-<footer><p><b>Generated pictures are model output, not tissue. Not for diagnosis.</b> For research use. Small tiles are shown enlarged.</p></footer>
-<script>$js</script></body></html>''')
+_DATA = files('histoxplaining')/'data'
+_CSS, _JS, _PAGE = ((_DATA/f'report.{kind}').read_text(encoding='utf-8') for kind in ('css', 'js', 'html'))
 
 # %% ../nbs/32_report.ipynb #9a5d18bd
 def write_report(
@@ -572,7 +444,7 @@ def write_report(
     cards = cfs if cards is None else _cases(cards, 'write_report')
     limit = colour_limit(cards)
     paragraphs = ''.join(f'<p class="note">{escape(t.strip())}</p>' for t in notes.split('\n\n') if t.strip())
-    page = _PAGE.substitute(title=escape(title), question=escape(_question(cfs)), css=_CSS, js=_JS,
+    page = Template(_PAGE).substitute(title=escape(title), question=escape(_question(cfs)), css=_CSS, js=_JS,
         hash=base64.b64encode(hashlib.sha256(_JS.encode()).digest()).decode(),
         numbers=_numbers(cfs), summary=f'<h2>Model and data</h2><div class="summary">{_table(summary.items())}</div>'
             if summary else '',

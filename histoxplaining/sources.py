@@ -255,7 +255,8 @@ def _only_class(classes, path):
 def _by_columns(
     hit:np.ndarray,   # bool [N, columns]: what is said of each tile
     names,            # of the columns
-    classes,          # as for `merge_map`, from the columns' names and 'not ' + name; None: the columns in use, in order
+    # as for `merge_map`, from the columns' names and 'not ' + name; None: the columns in use, in order
+    classes,
     source,           # what to call it in errors
 )->tuple:
     """The label of each tile, None where it is of none or of several of the classes, and which labels make which
@@ -425,7 +426,8 @@ def _columns(labels, names, path):
 def lmdb_index(
     path,                # folder with a data.mdb
     size:int|None=None,  # which side to read; default: the largest
-    names=None,          # of the label columns or classes; default: CheXpert's for 14 columns, else class 0, class 1, ...
+    # of the label columns or classes; default: CheXpert's for 14 columns, else class 0, class 1, ...
+    names=None,
 )->LmdbIndex:
     """Look through an LMDB of rosinality's StyleGAN2 or Style-CheXplain. Raises `DataError` that names what is
     missing or odd."""

@@ -41,7 +41,8 @@ def _shuffled(things, seed, *name):
         '/'.join(map(str, name)))).permutation(len(things))]
 
 def study_items(
-    cfs,             # counterfactuals of real tiles, with names and originals; those that succeeded are shown as explanations
+    # counterfactuals of real tiles, with names and originals; those that succeeded are shown as explanations
+    cfs,
     generated,       # uint8 [N, H, W, 3] pictures of the generator
     pairs:int=20,    # of real and generated tiles
     decisions:int=12, # tiles that are asked about before, and as many after

@@ -126,7 +126,9 @@ def attfind(
     screen:int|None=64,      # coordinates measured, those of the largest gradient x range; None: all
     top:int=16,              # coordinates chosen at most
     torgb:bool=False,        # also search the layers that only paint colour
-    realism=None,            # pictures [b, 3, H, W] -> score [b]: coordinates that lower it by more than `tolerance` on average are dropped (StylEx uses the discriminator)
+    # pictures [b, 3, H, W] -> score [b]: coordinates that lower it by more than `tolerance` on average are dropped
+    # (StylEx uses the discriminator)
+    realism=None,
     tolerance:float=1.,
     path=None,               # *.safetensors that keeps what was measured; a stopped search goes on from it
     batch:int=64,            # pictures at a time

@@ -426,7 +426,8 @@ def train_factor_reader(
     return net.eval().requires_grad_(False)
 
 def factor_reader(
-    path=None,            # a file that `train_factor_reader` was saved to; default: the one that comes with this package
+    # a file that `train_factor_reader` was saved to; default: the one that comes with this package
+    path=None,
 )->FactorReader:
     "The trained reader, ready for use. Raises `CheckpointError`."
     path = files('histoxplaining')/'data'/'factor_reader.safetensors' if path is None else path

@@ -517,26 +517,36 @@ def _say(name, m, n_files, size, cut):
 
 @patch(cls_method=True)
 def create(cls:TileStore,
-    source,                # folder with a folder per class, CSV with path,label[,group], zip of either, a large image, or whole slides (a slide, a folder, a table slide,label)
+    # folder with a folder per class, CSV with path,label[,group], zip of either, a large image, or whole slides (a
+    # slide, a folder, a table slide,label)
+    source,
     path,                  # the store to make (a folder with one LMDB file)
     *,
     size:int=64,           # side of the tiles in pixels, a power of two from 16 up
-    classes=None,          # which, in which order; or dict class -> labels of the source that make it; default: all, sorted
+    # which, in which order; or dict class -> labels of the source that make it; default: all, sorted
+    classes=None,
     val:float=.1,          # fraction of each class that is held out; 1: a store for testing only
-    split_by:str|None=None, # 'group', 'pseudo_slide' or 'random'; default: group where ids are known, else pseudo_slide (random where that cannot be)
+    # 'group', 'pseudo_slide' or 'random'; default: group where ids are known, else pseudo_slide (random where that
+    # cannot be)
+    split_by:str|None=None,
     seed:int=0,            # of the split
     workers:int|None=None, # decoding threads; default: one per core
-    on_error:str='skip',   # a picture that cannot be read, or that lies under two labels: 'skip' lists it in the manifest, 'raise' stops
+    # a picture that cannot be read, or that lies under two labels: 'skip' lists it in the manifest, 'raise' stops
+    on_error:str='skip',
     overwrite:bool=False,  # replace the store at `path`
     tile:int|None=None,    # cut every picture into squares of so many pixels first
     tissue:float=.1,       # with `tile`: share of a square that must not be glass
     mpp:float|None=None,   # micrometres per pixel of the source
     group=None,            # regular expression that finds the slide or patient in a file's name
-    annotations=None,      # of whole slides: GeoJSON with classes, or a folder of such files; default: beside the slides
+    # of whole slides: GeoJSON with classes, or a folder of such files; default: beside the slides
+    annotations=None,
     slide_mpp:float|None=None, # of whole slides that do not say how large their pixels are
     min_tissue:float=0.,   # leave out tiles with a smaller share of tissue
-    encoding:str='png',    # of the tiles inside: 'png', 'webp' (without loss, a third smaller), 'jpeg' (quality 95; `manifest['loss']` in grey levels)
-    near:int|None=None,    # also keep pictures together whose difference hashes (64 bits) differ in at most so many bits
+    # of the tiles inside: 'png', 'webp' (without loss, a third smaller), 'jpeg' (quality 95; `manifest['loss']` in
+    # grey levels)
+    encoding:str='png',
+    # also keep pictures together whose difference hashes (64 bits) differ in at most so many bits
+    near:int|None=None,
 )->TileStore:
     """Make a tile store. Raises `DataError`; a failed build leaves `path` as it was, an interrupted one is finished
     by the same call."""

@@ -26,18 +26,24 @@ from .translator import Translator, told_class, translator_terms
 class TrainConfig:
     "Every setting of a training run. `None` means: decided by `arch`, size or device in `resolve`."
     data:str = ''                  # tile store
-    arch:str = 'StyleEx'           # 'StyleEx', 'stylegan2', 'autoencoder', or 'translator' (of the model that `init` names)
+    # 'StyleEx', 'stylegan2', 'autoencoder', or 'translator' (of the model that `init` names)
+    arch:str = 'StyleEx'
     disc:str|None = None           # 'stylegan2', 'projected' or 'both'; StyleEx: projected, stylegan2: stylegan2
     cgan:bool = True               # condition on classes
-    cond:str|None = None           # ... on the classifier's calibrated probabilities ('classifier') or on 'labels'; StyleEx: classifier, stylegan2: labels
+    # ... on the classifier's calibrated probabilities ('classifier') or on 'labels'; StyleEx: classifier,
+    # stylegan2: labels
+    cond:str|None = None
     balance:bool = False           # show every class equally often, however many tiles it has
     kimg:float = 1000              # length in thousands of real images
     batch:int = 16                 # images per step, of all processes together
-    batch_gpu:int|None = None      # of these at a time in one process; None: all of its share. Halved once where memory does not suffice
+    # of these at a time in one process; None: all of its share. Halved once where memory does not suffice
+    batch_gpu:int|None = None
     seed:int = 0                   # of everything random
     size:int|None = None           # side of the pictures; None: the store's
-    init:str|None = None           # start from the weights in a model folder, or in a file of the lineage or of StyleGAN2-ADA
-    freezed:int = 0                # so many of the plain discriminator's finest resolutions keep their first weights (Mo et al. 2020)
+    # start from the weights in a model folder, or in a file of the lineage or of StyleGAN2-ADA
+    init:str|None = None
+    # so many of the plain discriminator's finest resolutions keep their first weights (Mo et al. 2020)
+    freezed:int = 0
     channel_base:int|None = None   # channels x resolution; None: init's, else 16384
     channel_max:int|None = None    # limit of channels; None: init's, else 512
     map_layers:int|None = None     # depth of the mapping network; None: init's, else 2
@@ -54,7 +60,8 @@ class TrainConfig:
     e_clip:float = 1.              # gradient norm of the encoder is clipped to this
     encode_share:float = .5        # share of a StyleEx batch that is encoded tiles
     ae_kimg:float|None = None      # autoencoder first: no adversary for so long. StyleEx: a fifth of kimg, at most 50
-    warm_kimg:float|None = None    # the condition is blended in over so long after that; None: a tenth of kimg, at most 100
+    # the condition is blended in over so long after that; None: a tenth of kimg, at most 100
+    warm_kimg:float|None = None
     feat_drop:float = 1/8          # share of all pictures that are drawn without a layout code
     feat_swap:float = 1/3          # share of encoded tiles that get another tile's layout code; samples always do
     l1_weight:float = 1.           # reconstruction, pixels
@@ -72,8 +79,10 @@ class TrainConfig:
     w_every:int = 4                # ... evaluated every so many steps
     r1_gamma:float|None = None     # R1 weight; None: 0.0002 size^2 / batch
     r1_every:int = 16              # lazy R1
-    aug:str|None = None            # of what the plain discriminator sees: 'ada', 'fixed' or 'none'; None: ada where there is one
-    aug_pipe:str = 'histo'         # what can happen, see `augment.PIPES`; 'bgc' is usual for photographs, its hues are wrong for stained tissue
+    # of what the plain discriminator sees: 'ada', 'fixed' or 'none'; None: ada where there is one
+    aug:str|None = None
+    # what can happen, see `augment.PIPES`; 'bgc' is usual for photographs, its hues are wrong for stained tissue
+    aug_pipe:str = 'histo'
     aug_p:float = .2               # probability of each change under 'fixed'
     ada_target:float = .6          # mean sign of D(real) that ADA aims at
     ada_kimg:float = 500           # ... and the thousand images in which its probability can go from 0 to 1
@@ -82,7 +91,8 @@ class TrainConfig:
     t_lr:float = .0005             # of the translator
     far:float = .06                # translator: weight of the perceptual distance at closeness 0 ...
     near:float = .6                # ... and at closeness 1
-    flip_weight:float = .5         # translator: the classifier gives the wanted class; half of it where the discriminator is told the class
+    # translator: the classifier gives the wanted class; half of it where the discriminator is told the class
+    flip_weight:float = .5
     stain_weight:float = 10.       # translator: mean stains are held; 0 to audit a classifier
     plane_weight:float = 3.        # translator: colours stay on the plane of the two stains
     fade_weight:float = 2.         # of the translator: fine contrast of the stains that is lost
@@ -94,10 +104,12 @@ class TrainConfig:
     snap_kimg:float|None = None    # between checkpoints and samples; None: a tenth of kimg, at most 50
     metrics_kimg:float = 0         # between measurements of the pictures (at a snapshot); 0: never
     metrics_n:int = 1000           # pictures drawn and tiles looked at for them
-    patience:int = 0               # measurements in a row that may pass without a better one; then training stops. 0: never
+    # measurements in a row that may pass without a better one; then training stops. 0: never
+    patience:int = 0
     keep:int = 2                   # checkpoints kept besides the best and the milestones
     milestone_kimg:float = 0       # a checkpoint is kept for every so many thousand images; 0: none
-    nan_budget:int = 10            # steps that may be left out within 16 thousand images because something was not finite
+    # steps that may be left out within 16 thousand images because something was not finite
+    nan_budget:int = 10
     device:str = 'auto'            # 'cpu', 'cuda', 'auto'
 
 ARCHS = ('StyleEx', 'stylegan2', 'autoencoder', 'translator')
@@ -352,7 +364,8 @@ def generator_terms(st, cfg, clf, dist, x, c, real_logits, idx, adversarial):
         # of the encoded tiles of the whole batch that keep their layout
         share = (~(drop | swap)).float().mean().item()
         own = fk['own']
-        def mean(mask, expected, fn):                                  # over a part of the pictures, relative to how large that part is in the whole batch
+        # over a part of the pictures, relative to how large that part is in the whole batch
+        def mean(mask, expected, fn):
             i = mask.nonzero()[:, 0].to(img.device)
             a, b = img[i], x[i]
             return fn(a, b) * (len(a) / (n * expected)) if len(a) else img.sum() * 0

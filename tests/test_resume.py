@@ -12,7 +12,8 @@ ALL = SMALL | dict(arch='StyleEx', disc='both', ae_kimg=.08, kimg=.32, snap_kimg
 MODES = {'StyleEx': ALL, 'stylegan2': SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.048),
     'autoencoder': SMALL | dict(arch='autoencoder', kimg=.32, snap_kimg=.048, aug=None)}
 
-# Trains in a child that can be killed, again and again, without importing torch again: argv is data, folder, classifier, settings, and when each child is killed: so many seconds after so many images were logged
+# Trains in a child that can be killed, again and again, without importing torch again: argv is data, folder,
+# classifier, settings, and when each child is killed: so many seconds after so many images were logged
 SCRIPT = '''
 import json, os, signal, sys, time, torch
 torch.set_num_threads(1)
@@ -160,7 +161,8 @@ def poison(monkeypatch, when):
 
 def test_a_term_that_is_not_finite_is_named_and_its_step_left_out(tiny, tmp_path, monkeypatch):
     pending, hit = {t for ts in TERMS.values() for t in ts}, {}
-    def when(term, nimg):                                                                     # each term once, in a step of its own
+    # each term once, in a step of its own
+    def when(term, nimg):
         if term not in pending or nimg in hit or nimg < 16: return False
         pending.remove(term)
         hit[nimg] = term

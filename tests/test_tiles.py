@@ -261,4 +261,3 @@ def test_compact_stores_say_what_they_lost(tmp_path):
         abs=.01) and stores['webp'].manifest['loss'] == 0
     with pytest.raises(DataError, match="encoding: expected png, webp, jpeg, found 'gif'"):
         TileStore.create(tmp_path/'t', tmp_path/'x.lmdb', size=64, encoding='gif')
-
