@@ -1,7 +1,9 @@
-"""The documentation site from the executed notebooks, without Quarto: `python .ci/site.py` in the project's folder writes it to _docs.
+"""The documentation site from the executed notebooks, without Quarto: `python .ci/site.py` in the project's folder
+writes it to _docs.
 
-nbdev prepares the notebooks, smalldocs renders them. What is done here beside calling them: the order of the sidebar, links between rooms that stay in this copy of the site, formulas as MathML
-(so that the pages need no network), and a text for every picture that has none. Not through nbdev_proc_nbs, which without Quarto tries to install it."""
+nbdev prepares the notebooks, smalldocs renders them. What is done here beside calling them: the order of the sidebar,
+links between rooms that stay in this copy of the site, formulas as MathML (so that the pages need no network), and a
+text for every picture that has none. Not through nbdev_proc_nbs, which without Quarto tries to install it."""
 import os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path

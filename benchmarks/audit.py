@@ -1,11 +1,17 @@
-"""Explanations against known causes: one model of procedural tissue in which glands and stain vary independently, three classifiers that learnt different things from it.
+"""Explanations against known causes: one model of procedural tissue in which glands and stain vary independently,
+three classifiers that learnt different things from it.
 
-    python benchmarks/audit.py --work FOLDER [--tiles 3000] [--kimg 20] [--translator_kimg 10] [--n 100] [--methods translate,direction,prototype+layout] [--p 0.9999] [--hold stain] [--all] [--seed 0] [--out FILE.json]
+    python benchmarks/audit.py --work FOLDER [--tiles 3000] [--kimg 20] [--translator_kimg 10] [--n 100] [--methods
+        translate,direction,prototype+layout] [--p 0.9999] [--hold stain] [--all] [--seed 0] [--out FILE.json]
 
-`gland` learns from labels that glands decide, `stain` from labels that stain decides, `both` from tissue in which the two agree at correlation 0.9: what that one looks at is not told, it is measured (by rendering the
-same tiles with one of them changed). Sanity: an edit for a classifier with permuted labels or permuted weights (five times) beside one for a classifier trained again from another seed. What exists in --work is kept, so that an
-interrupted run goes on. The model starts from `colon-64`, which has learnt to draw tissue, and the factor reader is accustomed to its hand. `+layout` after a method's name lets it move the layout code too.
-`translate` has a translator of its own for each classifier, trained with nothing held. --all counts every factor, also those that the reader cannot tell. Prints the tables, and as the last line one JSON object."""
+`gland` learns from labels that glands decide, `stain` from labels that stain decides, `both` from tissue in which the
+two agree at correlation 0.9: what that one looks at is not told, it is measured (by rendering the same tiles with one
+of them changed). Sanity: an edit for a classifier with permuted labels or permuted weights (five times) beside one
+for a classifier trained again from another seed. What exists in --work is kept, so that an interrupted run goes on.
+The model starts from `colon-64`, which has learnt to draw tissue, and the factor reader is accustomed to its hand.
+`+layout` after a method's name lets it move the layout code too. `translate` has a translator of its own for each
+classifier, trained with nothing held. --all counts every factor, also those that the reader cannot tell. Prints the
+tables, and as the last line one JSON object."""
 import argparse, json, time
 from importlib.resources import files
 from pathlib import Path

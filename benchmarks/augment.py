@@ -1,9 +1,12 @@
-"""Cost of augmentation per batch of 16 at 64 px, beside the convolutions of the networks that train on it, in one run.
+"""Cost of augmentation per batch of 16 at 64 px, beside the convolutions of the networks that train on it, in one
+run.
 
     python benchmarks/augment.py [--quick]
 
-Prints milliseconds of each pipe at growing p: of tiles (no gradient), of fakes (forward and backward), and of R1 (backward of the backward). The last line is one JSON object; `share` is the
-cost of one batch of tiles and one of fakes at p = 0.6, relative to one forward and backward pass through the 3x3 convolutions of generator and discriminator."""
+Prints milliseconds of each pipe at growing p: of tiles (no gradient), of fakes (forward and backward), and of R1
+(backward of the backward). The last line is one JSON object; `share` is the cost of one batch of tiles and one of
+fakes at p = 0.6, relative to one forward and backward pass through the 3x3 convolutions of generator and
+discriminator."""
 import argparse, json, statistics, time
 import torch
 from histoxplaining.augmentation import PIPES, Augment

@@ -1,9 +1,12 @@
-"""Plain and stain-robust classifier, on a random split and on held-out pseudo-slides, beside what colour alone reaches.
+"""Plain and stain-robust classifier, on a random split and on held-out pseudo-slides, beside what colour alone
+reaches.
 
     python benchmarks/classifiers.py [SOURCE] [--classes a,b] [--epochs 6] [--out FILE.json] [--save FOLDER] [--quick]
 
-SOURCE is what `TileStore.create` reads; default: the colon tiles in $HX_SHARED. Prints a table, and as the last line one JSON object. A figure of each
-classifier comes from tiles that chose nothing: neither weights nor epoch nor temperature."""
+SOURCE is what `TileStore.create` reads; default: the colon tiles in $HX_SHARED. Prints a table, and as the last line
+one JSON object. A figure of each classifier comes from tiles that chose nothing: neither weights nor epoch nor
+temperature."""
+
 import argparse, json, os, tempfile, time
 from pathlib import Path
 

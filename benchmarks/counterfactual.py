@@ -1,10 +1,14 @@
-"""What an explanation costs, as a multiple of the floor (one encode, one render, one classification), and whether it finds as much as an optimisation of w.
+"""What an explanation costs, as a multiple of the floor (one encode, one render, one classification), and whether it
+finds as much as an optimisation of w.
 
     python benchmarks/counterfactual.py [--model FOLDER] [--store STORE] [--n 32] [--threads N] [--quick]
 
-Stages at 64, 128 and 256 px, batch 1 and 32, are those of networks of full size with random weights: their work does not depend on what they have learnt. The multiple of the floor and the flips are of
-a trained model on held-out tiles, both directions: `explain` by default (tiles whose reconstruction is judged as they are; `times_floor_refined` with those that are refined first), with the class direction, and Adam on w for at most 300 steps (`evaluation.optimised`). Without --model a small autoencoder is trained on synthetic
-tissue first. Prints tables, and as the last line one JSON object: times_floor_b32, seconds_256_b1, flip_direction, flip_optimised."""
+Stages at 64, 128 and 256 px, batch 1 and 32, are those of networks of full size with random weights: their work does
+not depend on what they have learnt. The multiple of the floor and the flips are of a trained model on held-out tiles,
+both directions: `explain` by default (tiles whose reconstruction is judged as they are; `times_floor_refined` with
+those that are refined first), with the class direction, and Adam on w for at most 300 steps (`evaluation.optimised`).
+Without --model a small autoencoder is trained on synthetic tissue first. Prints tables, and as the last line one JSON
+object: times_floor_b32, seconds_256_b1, flip_direction, flip_optimised."""
 import argparse, json, os, statistics, tempfile, time
 from pathlib import Path
 import numpy as np, torch

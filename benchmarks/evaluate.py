@@ -1,11 +1,16 @@
-"""The table of `evaluation.evaluate` for a trained model: every method and control, both directions, on held-out tiles.
+"""The table of `evaluation.evaluate` for a trained model: every method and control, both directions, on held-out
+tiles.
 
-    python benchmarks/evaluate.py --model FOLDER [--store STORE] [--oracle FILE] [--classifier FILE] [--n 200] [--layout prototype] [--demands] [--out FILE.json]
+    python benchmarks/evaluate.py --model FOLDER [--store STORE] [--oracle FILE] [--classifier FILE] [--n 200]
+        [--layout prototype] [--demands] [--out FILE.json]
 
-Methods in --layout are asked to move the layout too, on a quarter of the tiles, and stand in the table as `NAME, with layout`. With --demands the first method is also asked for the smallest change (p = 0.9 in one view), and with nothing held.
-Prints the table, and as the last line one JSON object: the default method's figures and the seconds the whole took. The oracle is a classifier of another architecture
-(`evaluation.train_oracle`); with --train_oracle ARCH it is trained on the store's training tiles first and written to --oracle. With --out, the figures, the counts of reasons,
-and the risk-coverage curve are written as JSON that the notebook shows. --shortcuts NAME=FILE ... adds the shortcut report of further classifiers."""
+Methods in --layout are asked to move the layout too, on a quarter of the tiles, and stand in the table as `NAME, with
+layout`. With --demands the first method is also asked for the smallest change (p = 0.9 in one view), and with nothing
+held. Prints the table, and as the last line one JSON object: the default method's figures and the seconds the whole
+took. The oracle is a classifier of another architecture (`evaluation.train_oracle`); with --train_oracle ARCH it is
+trained on the store's training tiles first and written to --oracle. With --out, the figures, the counts of reasons,
+and the risk-coverage curve are written as JSON that the notebook shows. --shortcuts NAME=FILE ... adds the shortcut
+report of further classifiers."""
 import argparse, json, time
 from pathlib import Path
 import numpy as np, torch

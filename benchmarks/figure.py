@@ -1,8 +1,10 @@
-"""A picture of answers, chosen by rule: held-out tiles of each class at a fixed stride that the classifier tells rightly, their reconstructions, counterfactuals and changes.
+"""A picture of answers, chosen by rule: held-out tiles of each class at a fixed stride that the classifier tells
+rightly, their reconstructions, counterfactuals and changes.
 
     python benchmarks/figure.py STORE OUT.jpg [--model colon-64] [--n 8] [--scale 1.5]
 
-Rows, for each direction: tile, reconstruction, counterfactual, change (orange: more stain, blue: less). Answers that were not found are left out and counted on the last line, as JSON."""
+Rows, for each direction: tile, reconstruction, counterfactual, change (orange: more stain, blue: less). Answers that
+were not found are left out and counted on the last line, as JSON."""
 import argparse, json
 import numpy as np, torch
 from PIL import Image

@@ -1,9 +1,12 @@
-"""Training speed on a GPU, without a store: images per second of a StyleEx step at 64, 128 and 256 px, in each form that is worth trying.
+"""Training speed on a GPU, without a store: images per second of a StyleEx step at 64, 128 and 256 px, in each form
+that is worth trying.
 
     python benchmarks/gpu.py [--device cuda] [--sizes 64,128,256] [--batch 64] [--steps 30] [--classes 5]
 
-float32, TF32, float16 in the four finest resolutions, and that with PyTorch's compiler for the projected discriminator's frozen backbone. A step includes everything: encoder, generator, perceptual distance, classifier, both
-optimisers. Prints a line for each as it comes, and as the last line one JSON object. --device cpu with --sizes 64 --batch 8 --steps 2 tries the script itself."""
+float32, TF32, float16 in the four finest resolutions, and that with PyTorch's compiler for the projected
+discriminator's frozen backbone. A step includes everything: encoder, generator, perceptual distance, classifier, both
+optimisers. Prints a line for each as it comes, and as the last line one JSON object. --device cpu with --sizes 64
+--batch 8 --steps 2 tries the script itself."""
 import argparse, json, time
 from dataclasses import replace
 import torch

@@ -1,9 +1,12 @@
-"""Fréchet distance from given features (means, covariances, square root) against torch-fidelity and against SciPy's matrix square root, in one run.
+"""Fréchet distance from given features (means, covariances, square root) against torch-fidelity and against SciPy's
+matrix square root, in one run.
 
     python benchmarks/metrics.py [--quick] [--threads 2]
 
-50,000 vectors of 2048 numbers on both sides (--quick: 10,000 of 512), with a spectrum that falls as that of features does. The last line is one JSON object: `ratio_distance` is
-their time over ours, for the faster of the two, `rel_error` the largest relative difference of a value from ours."""
+50,000 vectors of 2048 numbers on both sides (--quick: 10,000 of 512), with a spectrum that falls as that of features
+does. The last line is one JSON object: `ratio_distance` is their time over ours, for the faster of the two,
+`rel_error` the largest relative difference of a value from ours."""
+
 import argparse, json, time
 import numpy as np, scipy.linalg, torch
 from threadpoolctl import threadpool_limits

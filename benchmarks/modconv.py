@@ -2,8 +2,10 @@
 
     python benchmarks/modconv.py [--quick] [--device cuda]
 
-Scaling activations before and after one convolution of shared weights, against one group per sample with weights of its own; contiguous against channels-last memory. Forward and backward, batch of training and batch 1.
-Prints milliseconds and the ratio of each form to the first, and as the last line one JSON object."""
+Scaling activations before and after one convolution of shared weights, against one group per sample with weights of
+its own; contiguous against channels-last memory. Forward and backward, batch of training and batch 1. Prints
+milliseconds and the ratio of each form to the first, and as the last line one JSON object."""
+
 import argparse, json
 import torch
 from histoxplaining.layers import RESAMPLE, modulated_conv2d

@@ -1,9 +1,11 @@
-"""Native operators against the reference in plain PyTorch, at every shape that the networks of 64, 128 and 256 px use, in one run.
+"""Native operators against the reference in plain PyTorch, at every shape that the networks of 64, 128 and 256 px
+use, in one run.
 
     python benchmarks/ops.py [--quick] [--device cuda]
 
-Shapes are recorded from a forward pass of generator, discriminator and encoder. Prints a table of ratios (reference time over native time, medians; above 1 the native operator is faster),
-and as the last line one JSON object."""
+Shapes are recorded from a forward pass of generator, discriminator and encoder. Prints a table of ratios (reference
+time over native time, medians; above 1 the native operator is faster), and as the last line one JSON object."""
+
 import argparse, json, os, statistics, time
 import torch
 from histoxplaining import layers, networks, operators as ops

@@ -1,8 +1,10 @@
-"""What a machine without a network needs beside this folder, in one folder of a stated size: wheels, weights, tiles and the newest model.
+"""What a machine without a network needs beside this folder, in one folder of a stated size: wheels, weights, tiles
+and the newest model.
 
     python benchmarks/pack.py STORE CLASSIFIER MODEL --out pack [--mb 30] [--python 3.12] [--weights FOLDER]
 
-Tiles travel as WebP, of the best quality from 95 down to 80 at which they fit into --mb; where even that is too much, every k-th tile is left out. The store's manifest says what was lost, in grey levels. `gpu.sh` reads the pack."""
+Tiles travel as WebP, of the best quality from 95 down to 80 at which they fit into --mb; where even that is too much,
+every k-th tile is left out. The store's manifest says what was lost, in grey levels. `gpu.sh` reads the pack."""
 import argparse, io, json, shutil, subprocess, sys
 from pathlib import Path
 import lmdb, numpy as np

@@ -1,10 +1,14 @@
-"""Training recipes at equal thousands of images: which adversary follows the autoencoder, and whether the autoencoder should come first.
+"""Training recipes at equal thousands of images: which adversary follows the autoencoder, and whether the autoencoder
+should come first.
 
-    python benchmarks/recipes.py STORE CLASSIFIER --work FOLDER [--ae_kimg 4] [--kimg 8] [--seeds 0,1] [--only NAME ...] [--out FILE.json]
+    python benchmarks/recipes.py STORE CLASSIFIER --work FOLDER [--ae_kimg 4] [--kimg 8] [--seeds 0,1] [--only NAME
+        ...] [--out FILE.json]
 
-Every recipe sees `kimg` thousand tiles, with the same seed, store and classifier. Those that begin as an autoencoder share that part, and their adversary starts from its weights. Measured at the end:
-1,000 samples in other tiles' layouts against 1,000 training tiles in two feature spaces, per class too, held-out reconstructions, diversity, and the probe that tells encoded from mapped codes. What
-exists in --work is kept, so that an interrupted run goes on. `seconds` are of the training, its autoencoder included, on one thread."""
+Every recipe sees `kimg` thousand tiles, with the same seed, store and classifier. Those that begin as an autoencoder
+share that part, and their adversary starts from its weights. Measured at the end: 1,000 samples in other tiles'
+layouts against 1,000 training tiles in two feature spaces, per class too, held-out reconstructions, diversity, and
+the probe that tells encoded from mapped codes. What exists in --work is kept, so that an interrupted run goes on.
+`seconds` are of the training, its autoencoder included, on one thread."""
 import argparse, json
 from pathlib import Path
 import torch

@@ -1,9 +1,12 @@
-"""How near the pictures of a model come to held-out tiles, by how much of the tile is in the code: w alone, w and layout, refined codes, and edits with and without carried detail.
+"""How near the pictures of a model come to held-out tiles, by how much of the tile is in the code: w alone, w and
+layout, refined codes, and edits with and without carried detail.
 
     python benchmarks/reconstruct.py --model FOLDER [--store STORE] [--n 200] [--refine 20,100] [--out FILE.json]
 
-ms_ssim and the perceptual distance are to the tile; dp is the change of the explained classifier's probability of the second class. An edit (the engine's default, p >= 0.9) is compared with the
-tile too: what carrying detail brings. Numbers in the code are counted for one tile. Last line: JSON with all rows."""
+ms_ssim and the perceptual distance are to the tile; dp is the change of the explained classifier's probability of the
+second class. An edit (the engine's default, p >= 0.9) is compared with the tile too: what carrying detail brings.
+Numbers in the code are counted for one tile. Last line: JSON with all rows."""
+
 import argparse, json, time
 import numpy as np, torch
 

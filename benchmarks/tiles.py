@@ -1,9 +1,11 @@
-"""How fast a tile store is read, in tiles per second, beside what training at 64 px consumes on the same machine in the same run.
+"""How fast a tile store is read, in tiles per second, beside what training at 64 px consumes on the same machine in
+the same run.
 
     python benchmarks/tiles.py [--quick]
 
-Reads tiles at 64 px in random order: one by one, by the batches that training uses (with orientations, as tensors), and through a DataLoader with two workers; then from files instead of the
-store; then trains StyleEx (channel_base 2048, channel_max 128, batch 16) for a few steps. The last line is one JSON object."""
+Reads tiles at 64 px in random order: one by one, by the batches that training uses (with orientations, as tensors),
+and through a DataLoader with two workers; then from files instead of the store; then trains StyleEx (channel_base
+2048, channel_max 128, batch 16) for a few steps. The last line is one JSON object."""
 import argparse, json, statistics, tempfile, time
 from pathlib import Path
 import numpy as np, torch

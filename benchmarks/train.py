@@ -1,12 +1,17 @@
-"""Training speed at 64 px (channel_base 2048, channel_max 128, batch 16) beside a fixed unit of convolution work, in one run.
+"""Training speed at 64 px (channel_base 2048, channel_max 128, batch 16) beside a fixed unit of convolution work, in
+one run.
 
     python benchmarks/train.py [--quick]
 
-Prints images per second of each mode, in one process on two threads and in two processes on one thread each (as `torchrun --nproc_per_node=2` starts them), then where the time of a step goes, and as the last line one JSON object.
+Prints images per second of each mode, in one process on two threads and in two processes on one thread each (as
+`torchrun --nproc_per_node=2` starts them), then where the time of a step goes, and as the last line one JSON object.
 
-"stylegan2, ADA" has the paper's pipe `bgc` at p = 0.5, where 15 of 16 pictures are warped (at p = 0 augmentation costs nothing). `ref_img_s` is what a well-known public StyleGAN2-ADA implementation trains per second with ADA on a machine that does one unit
-of work in the time measured here (2.9 images per unit, measured side by side on one such machine); `img_s` and `ratio` are our stylegan2 mode with ADA in the faster of the two ways; `styleex_over_stylegan2` compares the preset's StyleEx mode with stylegan2 mode, both with what they have by default.
-`conv_share` is the rate of convolution arithmetic while training, relative to the fastest of the convolutions of the unit alone."""
+"stylegan2, ADA" has the paper's pipe `bgc` at p = 0.5, where 15 of 16 pictures are warped (at p = 0 augmentation
+costs nothing). `ref_img_s` is what a well-known public StyleGAN2-ADA implementation trains per second with ADA on a
+machine that does one unit of work in the time measured here (2.9 images per unit, measured side by side on one such
+machine); `img_s` and `ratio` are our stylegan2 mode with ADA in the faster of the two ways; `styleex_over_stylegan2`
+compares the preset's StyleEx mode with stylegan2 mode, both with what they have by default. `conv_share` is the rate
+of convolution arithmetic while training, relative to the fastest of the convolutions of the unit alone."""
 import argparse, json, os, resource, statistics, subprocess, sys, tempfile, time
 from collections import defaultdict
 from pathlib import Path

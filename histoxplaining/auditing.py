@@ -170,7 +170,11 @@ def audit(
     for k, v in moved.items():
         facts = dict(boots=boots, seed=seed, n=len(drawn), answered=len(ok) / len(drawn), cause=main, method=method,
             p=p, reader_r=reads(read[k]), unread=[n for n in groups[k] if n in unread])
-        verdict = None if unread.issuperset(groups[k]) else bool((v > 1).mean() >= .95) if k == main else bool(abs(v.mean()) < .25)
+        verdict = (
+            None
+            if unread.issuperset(groups[k])
+            else bool((v > 1).mean() >= 0.95) if k == main else bool(abs(v.mean()) < 0.25)
+        )
         out += [averaged(v, k, verdict=verdict, **{'class': 'explanation moves (s.d.)'}, **facts),
             averaged((v > 1).astype(float), k, **{'class': 'moved > 1 s.d.'}, **facts)]
     return out

@@ -77,7 +77,11 @@ class BagExplanation:
     turned_after:int|None      # so many tiles have to change; None: more than were looked at
 
     def __repr__(self):
-        what = f'turns to {self.target} after {self.turned_after} of its tiles' if self.turned_after else f'does not turn to {self.target} within {len(self.order)} tiles'
+        what = (
+            f'turns to {self.target} after {self.turned_after} of its tiles'
+            if self.turned_after
+            else f'does not turn to {self.target} within {len(self.order)} tiles'
+        )
         return f'BagExplanation(p {self.p:.2f}, {what})'
 
 @torch.no_grad()

@@ -114,8 +114,10 @@ class Classifier(nn.Module):
         grey:bool=False,        # the model looks at one channel
     ):
         super().__init__()
-        self.model, self.classes, self.size, self.temperature = model, ordered_classes(classes), int(size), float(temperature)
-        self.arch, self.report, self.output, self.column, self.grey, self.detached = arch, report or {}, output, column, grey, False
+        self.model, self.classes, self.size = model, ordered_classes(classes), int(size)
+        self.temperature = float(temperature)
+        self.arch, self.report, self.output, self.column, self.grey = arch, report or {}, output, column, grey
+        self.detached = False
         if output not in OUTPUTS[1:]:
             raise DataError(f"output: expected one of {', '.join(OUTPUTS[1:])}, found {output!r}")
         for k, v in (('mean', constants('mean', mean)), ('std', constants('std', std))):
@@ -168,7 +170,10 @@ class Classifier(nn.Module):
         return self.eval().requires_grad_(False)
 
     def extra_repr(self):
-        return f'{self.arch or type(self.model).__name__}: {", ".join(self.classes)}; {self.size} px; temperature {self.temperature:.3g}'
+        return (
+            f'{self.arch or type(self.model).__name__}: {", ".join(self.classes)}; {self.size} px; temperature'
+            f' {self.temperature:.3g}'
+        )
     def __repr__(self): return f'Classifier({self.extra_repr()})'
 
 # %% ../nbs/12_classifier.ipynb #c146854d
@@ -263,8 +268,11 @@ def _load_densenet(path, classes):
     "A bare state dict of torchvision's DenseNet-121 with a linear head."
     state = _state(path)
     if not {'features.conv0.weight', 'classifier.weight'} <= state.keys():
-        raise CheckpointError(f'{path}: does not say of what network its weights are, and is not a DenseNet-121 (no '
-            f'features.conv0.weight and classifier.weight); pass the name of the architecture and this file as weights=')
+        raise CheckpointError(
+            f'{path}: does not say of what network its weights are, and is not a DenseNet-121 (no'
+            ' features.conv0.weight and classifier.weight); pass the name of the architecture and this file as'
+            ' weights='
+        )
     classes = _names(classes, len(state['classifier.weight']), path)
     model = architecture('densenet121', len(classes))[0]
     load_weights(model, state, path)
@@ -293,7 +301,8 @@ class OnnxModel:
     def __init__(self, path):
         try: import onnxruntime
         except ImportError:
-            raise CheckpointError(f"{path}: an ONNX file needs onnxruntime: pip install 'histoxplaining[onnx]'") from None
+            raise CheckpointError(f"{path}: an ONNX file needs onnxruntime: pip install "
+                "'histoxplaining[onnx]'") from None
         try: self.session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
         except Exception as e:
             raise CheckpointError(f'{path}: not a readable ONNX file ({str(e).splitlines()[0][:160]})') from None
@@ -748,7 +757,11 @@ class _Probe(nn.Module):
 @torch.no_grad()
 def _features(f, store, size, mean, std, device, batch=128):
     "Features of all tiles: `[N, D]`, on the CPU. Those of a network are kept, for the next head on the same tiles."
-    kept = cache_root()/'probe'/f'{fingerprint(f, store.hash, size, tuple(mean), tuple(std))}.safetensors' if isinstance(f, nn.Module) else None
+    kept = (
+        cache_root() / 'probe' / f'{fingerprint(f, store.hash, size, tuple(mean), tuple(std))}.safetensors'
+        if isinstance(f, nn.Module)
+        else None
+    )
     if kept is not None and kept.exists():
         try: return load_tensors(kept)['x']
         except CheckpointError: kept.unlink()

@@ -99,7 +99,11 @@ class Counterfactual:
         return self.original if self.carried else self.reconstruction
 
     def __repr__(self):
-        what = f'p {self.p_reconstruction:.2f} to {self.p:.2f}, step {self.step:.2f} s.d.' if self.success else f'failed: {self.reason}'
+        what = (
+            f'p {self.p_reconstruction:.2f} to {self.p:.2f}, step {self.step:.2f} s.d.'
+            if self.success
+            else f'failed: {self.reason}'
+        )
         return f'Counterfactual({self.name}: {self.source} to {self.target}, {what})'
 
 # %% ../nbs/28_counterfactual.ipynb #8342ddbf
@@ -159,7 +163,8 @@ def _missed(cf, found):
 def _answer(cf, found, job, j, frames):
     "Fill in a result: the found ray, or the best of those that failed."
     best, reason = (found, Reason()) if isinstance(found, _Found) else _missed(cf, found)
-    cf.method, cf.space, cf.along, cf.reason, cf.success = best.method, best.edit.space, best.edit.name, reason, not reason
+    cf.method, cf.space, cf.along, cf.reason = best.method, best.edit.space, best.edit.name, reason
+    cf.success = not reason
     last = float(best.hit.size) if cf.success else float(best.seen[-1].size)
     if cf.success:
         cf.step, cf.counterfactual = last, best.hit.picture
@@ -192,10 +197,17 @@ def _frames(cf, best, job, j, frames, last):
 @dataclass
 class _Job:
     "Pictures of one class that are to become another: codes, pictures and what is asked."
-    explainer:Explainer; code:Code; recon:np.ndarray; originals:np.ndarray|None; ask:Ask; carry:bool; logits:torch.Tensor
+    explainer: Explainer
+    code: Code
+    recon: np.ndarray
+    originals: np.ndarray | None
+    ask: Ask
+    carry: bool
+    logits: torch.Tensor
 
     @property
-    def temperature(self): return self.ask.judge(self.explainer).temperature
+    def temperature(self):
+        return self.ask.judge(self.explainer).temperature
 
     def probabilities(self, pics): return self.explainer.probabilities(pics, self.ask.classifier)
 

@@ -28,7 +28,8 @@ def record_files(
     try: files = {f['key']: (f['links']['self'], int(f['size']), f['checksum']) for f in read_json(path)['files']}
     except (KeyError, TypeError, ValueError) as e:
         path.unlink()
-        raise DataError(f'{api}/{record}: not the description of a record with files ({type(e).__name__}: {e})') from None
+        raise DataError(f'{api}/{record}: not the description of a record with files '
+            f'({type(e).__name__}: {e})') from None
     return files
 
 def download_nct_crc(

@@ -252,7 +252,9 @@ def train_oracle(
     if family(arch) == family(explained.arch):
         raise DataError(f'{arch}: is the architecture that is to be explained; choose another for the oracle')
     if tuple(store.classes) != explained.classes:
-        raise DataError(f'the classifier tells {", ".join(explained.classes)}; the tiles are {", ".join(store.classes)}')
+        raise DataError(
+            f'the classifier tells {", ".join(explained.classes)}; the tiles are {", ".join(store.classes)}'
+        )
     clf = train_classifier(store, arch=arch, pretrained=pretrained, seed=seed, **{'stain_jitter': True} | options)
     clf.report['oracle'] = dict(explained=fingerprint(explained),
         same_tiles=explained.report.get('tiles', {}).get('hash') == store.hash)

@@ -165,7 +165,11 @@ class Reference:
         """Covariance of w, shrunk towards its diagonal (fewer tiles than a stable estimate of w_dim^2 numbers would
         take): `[w_dim, w_dim]`."""
         S = torch.cov(self.w.T.double()).float()
-        return (1 - shrinkage) * S + shrinkage * torch.diag(S.diagonal()) + 1e-6 * S.diagonal().mean() * torch.eye(len(S))
+        return (
+            (1 - shrinkage) * S
+            + shrinkage * torch.diag(S.diagonal())
+            + 1e-6 * S.diagonal().mean() * torch.eye(len(S))
+        )
 
     @cached_property
     def root(self):
@@ -228,7 +232,8 @@ class Explainer:
         translator=None,         # `translator.Translator` that was trained for it
     ):
         device = usable(device)
-        self.G, self.E, self.classifier = G.to(device).eval(), E and E.to(device).eval(), classifier and classifier.frozen().to(device)
+        self.G, self.E = G.to(device).eval(), E and E.to(device).eval()
+        self.classifier = classifier and classifier.frozen().to(device)
         self.card, self.reference, self.folder, self.device = card, reference, folder, torch.device(device)
         self.classes, self.size, self.mpp = tuple(card['classes']), G.size, card.get('mpp')
         self.noise_mode = 'const' if card.get('noise') else 'none'
@@ -238,7 +243,10 @@ class Explainer:
 
     def __repr__(self):
         ref = f'{len(self.reference.w)} reference tiles' if self.reference is not None else 'no reference tiles'
-        return f"Explainer({self.card.get('name', '?')}: {', '.join(self.classes)}; {self.size} px; {self.card.get('nimg', 0) / 1000:.1f} kimg; {ref})"
+        return (
+            f"Explainer({self.card.get('name', '?')}: {', '.join(self.classes)}; {self.size} px;"
+            f" {self.card.get('nimg', 0) / 1000:.1f} kimg; {ref})"
+        )
 
     @classmethod
     def load(cls,

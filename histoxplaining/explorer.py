@@ -147,7 +147,8 @@ class Explorer:
         if store is None:
             try: store = explainer.store().val
             except (HxError, KeyError): store = ()
-        self.explainer, self.tiles, self.p_asked, self.hold, self.n_frames, self.views, self.classifier = explainer, store, p, tuple(hold), frames, views, classifier
+        self.explainer, self.tiles, self.p_asked, self.hold, self.n_frames = explainer, store, p, tuple(hold), frames
+        self.views, self.classifier = views, classifier
         self._paths, self._path, self._others, self._asking = {}, None, [], False
         if target != 'next': target = explainer.classes_of(classifier)[explainer.class_index(target, classifier)]
         self._build(width, target)
@@ -173,7 +174,8 @@ class Explorer:
             ('numbers (JSON)', 'json')], layout=W.Layout(width='150px'))
         self.more = W.Button(description='alternatives', tooltip='other answers to the same question',
             layout=W.Layout(width='120px'), disabled=self.explainer.translator is None)
-        self.strip, self.compare, self.plane = W.HBox(layout=W.Layout(flex_flow='row wrap')), Compare(), LatentPlane(names=list(self.explainer.classes))
+        self.strip, self.compare = W.HBox(layout=W.Layout(flex_flow='row wrap')), Compare()
+        self.plane = LatentPlane(names=list(self.explainer.classes))
         self.overlay = W.FloatSlider(0, min=0, max=1, step=.1, description='change', readout=False,
             layout=W.Layout(width='230px'))
         self.original, self.before, self.edited, self.change = (W.Image(format='png',
@@ -327,7 +329,8 @@ class Explorer:
         if self._plane is not None and cf.w is not None:
             self.plane.path = self._plane.place(cf.w if cf.success else cf.w[:1]).round(1).tolist()
         self._middle.value = _cap('Reconstruction', True)
-        self.original.alt, self.before.alt, self.change.alt = 'unedited tissue', 'what the generator makes of it', 'where it changed'
+        self.original.alt, self.before.alt = 'unedited tissue', 'what the generator makes of it'
+        self.change.alt = 'where it changed'
         self._say(self._answer(cf), stop=not cf.success)
         if self.slider.value == n - 1: self._show()
         else: self.slider.value = n - 1                        # opens at the end of the path
@@ -352,7 +355,8 @@ class Explorer:
     def _answer(self, cf):
         "The outcome in a sentence."
         if not cf.success: return f'It says {class_mark(cf, cf.source)}. No counterfactual: {escape(cf.reason)}.'
-        return f'It says {class_mark(cf, cf.source)}; an edit of {cf.step:.2f} s.d. makes it say {class_mark(cf, cf.target)} with p {escape(p_text(cf.p))}. {escape(caution(cf))}'
+        return (f'It says {class_mark(cf, cf.source)}; an edit of {cf.step:.2f} s.d. makes it say '
+            f'{class_mark(cf, cf.target)} with p {escape(p_text(cf.p))}. {escape(caution(cf))}')
 
     def _say(self, html, stop=False): self.note.value = f'<div class="hx-note{" stop" if stop else ""}">{html}</div>'
 
@@ -364,7 +368,9 @@ class Explorer:
         self.edited.value = self._path.plain[0 if self.blink.value else at]
         self.change.value = self._path.changed[at]
         self.compare.after, self.compare.map = data_uri(self._path.plain[at]), data_uri(self._path.changed[at])
-        title = 'Reconstruction' if at == 0 or self.blink.value else 'Counterfactual' if cf.success and at == len(self._path.pictures) - 1 else 'Edited'
+        title = 'Edited'
+        if at == 0 or self.blink.value: title = 'Reconstruction'
+        elif cf.success and at == len(self._path.pictures) - 1: title = 'Counterfactual'
         self._right.value = _cap(title, True)
         self._size.value = _cap(f'size of the edit {size:.2f} s.d., p({escape(cf.target)}) '
             f'{escape(p_text(p[cf.classes.index(cf.target)]))}')
@@ -413,5 +419,6 @@ class Explorer:
         return dict(zip(self.cf.classes, self._path.p[min(self.slider.value, len(self._path.pictures) - 1)].tolist()))
 
     def __repr__(self):
-        return f'Explorer({", ".join(self.explainer.classes_of(self.classifier))}; {len(self.tiles)} tiles): alive where its notebook runs'
+        classes = ', '.join(self.explainer.classes_of(self.classifier))
+        return f'Explorer({classes}; {len(self.tiles)} tiles): alive where its notebook runs'
     def _repr_mimebundle_(self, **kw): return self.widget._repr_mimebundle_(**kw) | {'text/plain': repr(self)}

@@ -345,7 +345,11 @@ def picture_set(
     a = to_uint8(source) if isinstance(source, torch.Tensor) else np.asarray(source) if len({np.shape(s)
         for s in source}) < 2 else None
     if a is None or a.dtype != np.uint8 or a.ndim != 4 or a.shape[3] != 3:
-        found = f'pictures of different sizes {sorted({np.shape(s) for s in source})}' if a is None else f'{a.dtype} {list(a.shape)}'
+        found = (
+            f'pictures of different sizes {sorted({np.shape(s) for s in source})}'
+            if a is None
+            else f'{a.dtype} {list(a.shape)}'
+        )
         raise DataError(f'expected a tile store, a folder, or pictures uint8 [N, H, W, 3], found {found}')
     return PictureSet(len(a), lambda ids: a[ids], dict(kind='array', name='array',
         hash=hashlib.sha256(repr(a.shape).encode() + np.ascontiguousarray(a).tobytes()).hexdigest()[:12], split=None,
@@ -397,7 +401,10 @@ class FeatureSet:
     def __len__(self): return len(self.x)
     def __array__(self, dtype=None, copy=None): return self.x if dtype is None else self.x.astype(dtype)
     def __repr__(self):
-        return f'FeatureSet({self.about.get("name", "vectors")}: {self.x.shape[0]} x {self.x.shape[1]}, {self.features.name if self.features else "features"})'
+        return (
+            f'FeatureSet({self.about.get("name", "vectors")}: {self.x.shape[0]} x {self.x.shape[1]},'
+            f' {self.features.name if self.features else "features"})'
+        )
 
     def of_class(self, name):
         "The vectors of one class. Raises `DataError` where there are none."

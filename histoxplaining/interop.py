@@ -253,7 +253,8 @@ class StoredNetwork(dict):
         super().__init__(tensors)
         self.class_name, self.init_args, self.init_kwargs = class_name, init_args, init_kwargs
     def __repr__(self):
-        return f'{self.class_name}({", ".join([*map(repr, self.init_args), *(f"{k}={v!r}" for k, v in self.init_kwargs.items())])}): {len(self)} tensors'
+        given = [*map(repr, self.init_args), *(f'{k}={v!r}' for k, v in self.init_kwargs.items())]
+        return f'{self.class_name}({", ".join(given)}): {len(self)} tensors'
 
 _OBJECT = 'a persistent object'
 _NVIDIA = {('torch_utils.persistence', '_reconstruct_persistent_obj'): lambda meta: {_OBJECT: meta},
@@ -356,7 +357,9 @@ def _nvidia_discriminator(tensors, conv_clamp, mbstd_group, num_fp16_res, where)
     widths = _width_rule(t, {4: ('b4.conv.weight', 0)} | {r: (f'b{r}.conv0.weight', 0) for r in rs}, where)
     std = _shape(t, 'b4.conv.weight', where)[1] - widths['channel_max']
     if std not in (0, 1):
-        raise CheckpointError(f'{where}: b4.conv.weight reads {std} channels of minibatch deviation; expected 1 or none')
+        raise CheckpointError(
+            f'{where}: b4.conv.weight reads {std} channels of minibatch deviation; expected 1 or none'
+        )
     c_dim = _shape(t, 'mapping.embed.weight', where, 2)[1] if 'mapping.embed.weight' in t else 0
     D = Discriminator(rs[-1], c_dim, map_layers=_depth(t), mbstd_group=mbstd_group * std, conv_clamp=conv_clamp,
         **widths, **_precision(Discriminator, num_fp16_res))
@@ -385,8 +388,8 @@ def _inception(data, path):
     mean, cov = (np.asarray(v, np.float64) if isinstance(v, np.ndarray) and v.dtype.kind in 'iuf' else None
         for v in (data['mean'], data['cov']))
     if mean is None or cov is None or mean.ndim != 1 or cov.shape != (len(mean),) * 2:
-        raise CheckpointError(f"{path}: expected mean [d] and cov [d, d], found "
-            f"{' and '.join(str(list(v.shape)) if isinstance(v, np.ndarray) else type(v).__name__ for v in (data['mean'], data['cov']))}")
+        shapes = [list(v.shape) if isinstance(v, np.ndarray) else type(v).__name__ for v in (data['mean'], data['cov'])]
+        raise CheckpointError(f'{path}: expected mean [d] and cov [d, d], found {shapes[0]} and {shapes[1]}')
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise CheckpointError(f'{path}: holds values that are not finite')
     return dict(mean=mean, cov=cov, size=data.get('size'), path=data.get('path'))
@@ -410,7 +413,8 @@ class LineageStore:
     ):
         self.path = Path(path)
         self.index = lmdb_index(self.path, size, names)
-        self.size, self.sizes, self.names, self.labels = self.index.size, self.index.sizes, self.index.names, self.index.labels
+        self.size, self.sizes, self.names = self.index.size, self.index.sizes, self.index.names
+        self.labels = self.index.labels
 
     def __len__(self): return len(self.index.keys)
 
@@ -426,8 +430,17 @@ class LineageStore:
         return {} if self.labels is None else {n: int(k) for n, k in zip(self.names, self.index.hit.sum(0))}
 
     def __repr__(self):
-        what = 'no labels' if self.labels is None else f'{self.labels.shape[1]} label byte{"s" * (self.labels.shape[1] > 1)} each: ' + ', '.join(f'{n} {k}' for n, k in self.counts.items() if k)
-        return f'LineageStore({self.path.name}: {len(self)} pictures of {self.size} px' + (f' (of {", ".join(map(str, self.sizes))})' if len(self.sizes) > 1 else '') + f', {what})'
+        what = (
+            'no labels'
+            if self.labels is None
+            else f'{self.labels.shape[1]} label byte{"s" * (self.labels.shape[1] > 1)} each: '
+            + ', '.join(f'{n} {k}' for n, k in self.counts.items() if k)
+        )
+        return (
+            f'LineageStore({self.path.name}: {len(self)} pictures of {self.size} px'
+            + (f' (of {", ".join(map(str, self.sizes))})' if len(self.sizes) > 1 else '')
+            + f', {what})'
+        )
 
     def to_store(self,
         path,                # the `TileStore` to make

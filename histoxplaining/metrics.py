@@ -730,7 +730,9 @@ def merge_statistics(
     shards = [tuple(s) for p in parts for s in p.about['shards']]
     n = shards[0][1]
     if shards != [(i, n) for i in range(n)]:
-        raise DataError(f"shards {', '.join(f'{i}/{m}' for i, m in shards)}: expected each of 0/{n} to {n - 1}/{n} once")
+        raise DataError(
+            f"shards {', '.join(f'{i}/{m}' for i, m in shards)}: expected each of 0/{n} to {n - 1}/{n} once"
+        )
     halves = [functools.reduce(lambda a, b: a + b, [p.halves[h] for p in parts]) for h in (0, 1)]
     return Statistics(halves[0] + halves[1], tuple(halves), np.concatenate([p.sample for p in parts]),
         rest[0] | dict(shards=[[0, 1]]))

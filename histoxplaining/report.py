@@ -298,7 +298,10 @@ def curve_svg(cf)->str:
     line = ' '.join(f'{x(float(s)):.1f},{y(float(p)):.1f}' for s, p in zip(*path_points(cf)))
     dots = ''.join(f'<circle cx="{x(s):.1f}" cy="{y(p):.1f}" r="4" fill="{colour}"/>' for s, p in _marks(cf))
     here = '<circle class="here" r="7"/>' if len(cf.frames) else ''
-    said = f'Probability of {cf.target} over the size of the edit: {p_text(cf.p_reconstruction)} unedited; {_outcome(cf)}.'
+    said = (
+        f'Probability of {cf.target} over the size of the edit: {p_text(cf.p_reconstruction)} unedited;'
+        f' {_outcome(cf)}.'
+    )
     return (f'<svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(said)}">{rules}{ys}{xs}'
             f'<text x="{_W - _R + 5}" y="{y(cf.p_asked) + 4:.1f}">asked {cf.p_asked:g}</text><text '
                 f'x="{(_L + _W - _R) / 2}" y="{_H - 3}" text-anchor="middle">size of the edit (s.d.)</text>'
@@ -314,9 +317,18 @@ def _figure(panel:Panel, cf, over:str='')->str:
     body = _img(data_uri(panel.img), alt,
         'still') + over if panel.img is not None else f'<p class="none">{escape(panel.why)}</p>'
     mark = '<span class="mark">generated</span>' if panel.generated else ''
-    p = '' if not math.isfinite(panel.p) else (f'<span class="p"><span>{escape(cf.target)}</span><b>{escape(p_text(panel.p))}</b></span>'
-        f'<span class="bar"><i style="width:{100 * panel.p:.1f}%;background:{class_colour(cf, cf.target)}"></i></span>')
-    return f'<figure><div class="pic">{body}{mark}</div><figcaption><span class="t">{escape(panel.title)}</span>{p}</figcaption></figure>'
+    p = (
+        ''
+        if not math.isfinite(panel.p)
+        else (
+            f'<span class="p"><span>{escape(cf.target)}</span><b>{escape(p_text(panel.p))}</b></span><span'
+            f' class="bar"><i style="width:{100 * panel.p:.1f}%;background:{class_colour(cf, cf.target)}"></i></span>'
+        )
+    )
+    return (
+        f'<figure><div class="pic">{body}{mark}</div><figcaption><span'
+        f' class="t">{escape(panel.title)}</span>{p}</figcaption></figure>'
+    )
 
 def _slider(cf, limit)->str:
     """The slider and, as JSON, all that it swaps: pictures, maps, captions, positions on the curve. '' when there
@@ -351,47 +363,73 @@ def class_mark(cf, name:str)->str:
 
 def _finite(v): return f'{v:.4g}' if math.isfinite(v) else '-1'
 
+def _pic(picture, alt, caption)->str:
+    "A small picture with a caption."
+    return f'<figure>{_img(_frame_uri(picture), alt)}<figcaption>{caption}</figcaption></figure>'
+
+def _strip(title, pictures)->str:
+    "A row of small pictures; '' where there are none."
+    return f'<div class="strip"><p class="ylab">{title}</p><div>{"".join(pictures)}</div></div>' if pictures else ''
+
 def _beside(cf, others, near)->str:
     "Strips of small pictures: other answers to the same question, and real tiles that are nearest to this one."
-    strip = lambda title, items: f'<div class="strip"><p class="ylab">{title}</p><div>' + ''.join(items) + '</div></div>' if items else ''
-    answers = [f'<figure>{_img(_frame_uri(o.counterfactual), f"another answer for {cf.name}, p {p_text(o.p)}")}<figcaption>{p_text(o.p)} · {_size(o.step)}</figcaption></figure>' for o in others if o.success]
-    tiles = [f'<figure>{_img(_frame_uri(pic), f"a real tile of {cf.target} near the counterfactual of {cf.name}")}<figcaption>real · {d:.1f} s.d. away</figcaption></figure>' for pic, d in near]
-    return strip('Other answers', answers) + strip(f'Real tiles of {escape(cf.target)} nearest to it', tiles)
+    answers = [_pic(o.counterfactual, f'another answer for {cf.name}, p {p_text(o.p)}', f'{p_text(o.p)} · {_size(o.step)}')
+        for o in others if o.success]
+    tiles = [_pic(pic, f'a real tile of {cf.target} near the counterfactual of {cf.name}', f'real · {d:.1f} s.d. away')
+        for pic, d in near]
+    return _strip('Other answers', answers) + _strip(f'Real tiles of {escape(cf.target)} nearest to it', tiles)
+
+def _changed(cf, limit)->str:
+    "The map of what changed, as a figure; '' for a failure."
+    if not cf.success: return ''
+    alt = f'Change from the reconstruction to the counterfactual of {cf.name}'
+    key = _img(data_uri(scale_bar()), 'from less stain, blue, to more stain, orange')
+    return (f'<figure class="change"><div class="pic">{_img(data_uri(change_maps(cf, limit)[-1]), alt, "map")}</div>'
+        f'<figcaption><span class="t">Change</span><span class="key">{key}</span></figcaption></figure>')
+
+_COMPARE = ('<div class="compare"><button type="button" title="hold to see the reconstruction">Blink</button>'
+    '<label>Divider<input type="range" min="0" max="100" value="0" aria-label="share of the picture that shows the '
+    'reconstruction"></label></div>')
 
 def _card(cf, number:int, limit:float, others=(), near=())->str:
     "One explanation as an HTML article."
-    first, second, last = panels(cf)
-    change = (f'<figure class="change"><div '
-        f'class="pic">{_img(data_uri(change_maps(cf, limit)[-1]), f"Change from the reconstruction to the counterfactual of {cf.name}", "map")}</div>'
-              f'<figcaption><span class="t">Change</span><span '
-                  f'class="key">{_img(data_uri(scale_bar()), "from less stain, blue, to more stain, orange")}</span></figcaption></figure>') if cf.success else ''
-    compare = ('<div class="compare"><button type="button" title="hold to see the reconstruction">Blink</button>'
-               '<label>Divider<input type="range" min="0" max="100" value="0" aria-label="share of the picture that '
-                   'shows the reconstruction"></label></div>') if cf.success else ''
+    outcome = _outcome(cf)
     facts = ''.join(f'<div><dt>{k}</dt><dd>{escape(v)}</dd></div>' for k, v in _facts(cf).items() if v != '–')
     warn = f'<p class="warn">{escape(caution(cf))}</p>' if caution(cf) else ''
-    return (f'<article class="case{"" if cf.success else " failed"}" id="case{number}" data-from="{escape(cf.source)}" '
-        f'data-size="{cf.step if cf.success else -1:.4g}" data-p="{_finite(cf.p_original)}"><header><h3><span '
-        f'class="n">{number}</span> {escape(cf.name)}</h3>'
-            f'<p>{class_mark(cf, cf.source)}<span class="to">→</span>{class_mark(cf, cf.target)}</p><p '
-                f'class="outcome">{escape(_outcome(cf)[:1].upper() + _outcome(cf)[1:])}</p></header>{warn}'
-            f'<div class="body"><div '
-                f'class="pics">{_figure(first, cf)}{_figure(second, cf)}{_figure(last, cf)}{change}</div>'
-            f'<div class="side"><p '
-                f'class="ylab">p({escape(cf.target)})</p>{curve_svg(cf)}{_slider(cf, limit)}{compare}</div></div>{_beside(cf, others, near)}<dl>{facts}</dl></article>')
+    head = (f'<header><h3><span class="n">{number}</span> {escape(cf.name)}</h3>'
+        f'<p>{class_mark(cf, cf.source)}<span class="to">→</span>{class_mark(cf, cf.target)}</p>'
+        f'<p class="outcome">{escape(outcome[:1].upper() + outcome[1:])}</p></header>')
+    side = (f'<div class="side"><p class="ylab">p({escape(cf.target)})</p>{curve_svg(cf)}{_slider(cf, limit)}'
+        f'{_COMPARE if cf.success else ""}</div>')
+    pics = ''.join(_figure(p, cf) for p in panels(cf)) + _changed(cf, limit)
+    return (f'<article class="case{"" if cf.success else " failed"}" id="case{number}" '
+        f'data-from="{escape(cf.source)}" data-size="{cf.step if cf.success else -1:.4g}" '
+        f'data-p="{_finite(cf.p_original)}">{head}{warn}<div class="body"><div class="pics">{pics}</div>{side}</div>'
+        f'{_beside(cf, others, near)}<dl>{facts}</dl></article>')
 
 # %% ../nbs/32_report.ipynb #f713842f
 def _tools(cards)->str:
     "Filter and order of the cases."
     pick = ''.join(f'<option value="{escape(c)}">from {escape(c)}</option>' for c in sorted({c.source for c in cards}))
-    return ('<div class="tools"><label>Show<select class="which"><option value="">all</option><option '
-        'value="+">turned</option><option value="-">not turned</option>' + pick + '</select></label>'
+    return (
+        (
+            '<div class="tools"><label>Show<select class="which"><option value="">all</option><option '
+            'value="+">turned</option><option value="-">not turned</option>'
+            + pick
+            + '</select></label>'
             '<label>Order<select class="order"><option value="">as given</option><option value="size">size of the '
-                'edit</option><option value="p">p of the original</option></select></label><output></output></div>') if len(cards) > 3 else ''
+            'edit</option><option value="p">p of the original</option></select></label><output></output></div>'
+        )
+        if len(cards) > 3
+        else ''
+    )
 
 def _question(cfs)->str:
     targets = sorted({c.target for c in cfs})
-    return f'What would have to look different for the classifier to {"say " + targets[0] if len(targets) == 1 else "change its mind"}?'
+    return (
+        'What would have to look different for the classifier to'
+        f' {"say " + targets[0] if len(targets) == 1 else "change its mind"}?'
+    )
 
 def _median(values)->float:
     v = [float(x) for x in values if math.isfinite(x)]
@@ -414,7 +452,10 @@ def _numbers(cfs)->str:
 def _table(rows, head=())->str:
     "An HTML table; the first cell of each row is its header."
     top = f'<thead><tr>{"".join(f"<th scope=col>{escape(str(h))}</th>" for h in head)}</tr></thead>' if head else ''
-    body = ''.join(f'<tr><th scope="row">{escape(str(r[0]))}</th>{"".join(f"<td>{escape(str(v))}</td>" for v in r[1:])}</tr>' for r in rows)
+    body = ''.join(
+        f'<tr><th scope="row">{escape(str(r[0]))}</th>{"".join(f"<td>{escape(str(v))}</td>" for v in r[1:])}</tr>'
+        for r in rows
+    )
     return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
 
 def _all_numbers(cfs)->str:

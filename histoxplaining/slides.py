@@ -54,7 +54,10 @@ class Slide:
         except (KeyError, ValueError, ZeroDivisionError): return None
 
     def __repr__(self):
-        return f'Slide({self.path.name}: {self.width} x {self.height} px of {self.mpp:g} um, {self.file.level_count} levels)'
+        return (
+            f'Slide({self.path.name}: {self.width} x {self.height} px of {self.mpp:g} um, {self.file.level_count}'
+            ' levels)'
+        )
 
     def region(self,
         x:int, y:int,     # upper left corner, in pixels of the finest level

@@ -129,7 +129,8 @@ def read_answers(
     rows = []
     for r, (p, sheet) in sorted(sheets.items()):
         if sheet['study'] != key['study']:
-            raise DataError(f"{p}: answers another study ({sheet['study'][:6]}) than the key is of ({key['study'][:6]})")
+            raise DataError(f"{p}: answers another study ({sheet['study'][:6]}) than the key is of "
+                f"({key['study'][:6]})")
         rows += [_row(key, r, a, p) for a in sheet['answers']]
     return key, rows
 
@@ -257,7 +258,8 @@ def methods_text(
     key, rows, found,    # of `read_answers` and `analyse`
 )->str:
     "A paragraph that says what was done and what came out, for a paper."
-    n, of = len({r['reader'] for r in rows}), lambda k: f"{found[k]['value']:.3g} [{found[k]['low']:.3g}, {found[k]['high']:.3g}]"
+    n = len({r['reader'] for r in rows})
+    of = lambda k: f"{found[k]['value']:.3g} [{found[k]['low']:.3g}, {found[k]['high']:.3g}]"
     text = [f'{n} readers answered {len(rows)} questions about a classifier of {", ".join(key["classes"])} (study '
         f'{key["study"]}). Intervals (95 %) are drawn over readers and items, both with replacement.']
     if 'real or generated' in found:

@@ -137,7 +137,8 @@ def attfind(
     important first (AttFind, Lang et al. 2021)."""
     s, t = explainer.class_index(source), explainer.class_index(target)
     pick, fn = source_side(explainer, s, t, classifier, n), logit_difference(explainer, s, t, classifier)
-    w, feat = explainer.reference.w[pick].to(explainer.device), None if explainer.reference.feat is None else explainer.reference.feat[pick].to(explainer.device)
+    w = explainer.reference.w[pick].to(explainer.device)
+    feat = None if explainer.reference.feat is None else explainer.reference.feat[pick].to(explainer.device)
     promise, side = screen_effects(explainer, w, feat, fn)
     # one sign for all tiles: it is one direction
     side = ((promise * (2 * side - 1)).sum(0) > 0).long()

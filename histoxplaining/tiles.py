@@ -438,7 +438,9 @@ def _one_label_each(env, records, label, source, on_error):
     two, names, classes = _two_labels(records, labels), [n for r in records for n,
         _ in r['tiles']], list(source.classes)
     if not two: return labels
-    say = lambda i, j: f'one picture under two labels: {names[i]} is {classes[labels[i]]}, {names[j]} is {classes[labels[j]]}'
+    say = lambda i, j: (
+        f'one picture under two labels: {names[i]} is {classes[labels[i]]}, {names[j]} is {classes[labels[j]]}'
+    )
     first = say(*min((min(i, j), max(i, j)) for i, j in two.items()))
     if on_error == 'raise': raise DataError(f'{source.path}: {first}; take one of them away')
     print(f'{source.path.name}: {first}; {len(two)} such pictures were left out, for one of the labels must be wrong')
@@ -648,7 +650,8 @@ class Batches:
         if batch < 1 or start < 0 or not 0 <= rank < world:
             raise DataError(f'expected batch >= 1, start >= 0, 0 <= rank < world; found {batch=} {start=} {rank=} '
                 f'{world=}')
-        self.store, self.batch, self.seed, self.rank, self.world, self.dihedral, self.balance = store, batch, seed, rank, world, dihedral, balance
+        self.store, self.batch, self.seed, self.rank, self.world = store, batch, seed, rank, world
+        self.dihedral, self.balance = dihedral, balance
         self.classes = [np.flatnonzero(store.labels == k) for k in range(len(store.classes))] if balance else None
         if balance and not all(map(len, self.classes)):
             raise DataError(f'{store}: a class without tiles cannot be balanced')

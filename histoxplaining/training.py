@@ -56,7 +56,11 @@ def weights_to_start_from(
     path = Path(path)
     if not path.exists(): raise CheckpointError(f'{path}: no such model folder or file')
     with tempfile.TemporaryDirectory() as tmp:
-        folder = convert(path, Path(tmp)/'model') if path.is_file() else path/'model' if (path/'model').is_dir() else path
+        folder = (
+            convert(path, Path(tmp) / 'model')
+            if path.is_file()
+            else path / 'model' if (path / 'model').is_dir() else path
+        )
         G, E, _, card = load_model(folder)
         D = load_network(Discriminator,
             Path(folder)/'discriminator.safetensors') if (Path(folder)/'discriminator.safetensors').exists() else None
@@ -456,7 +460,8 @@ class Run:
         path = Path(share(str((RunDir(output).create() if output is not None else RunDir.new()).path) if self.lead
             else None))
         self.dir = RunDir(path, cfg.keep, round(cfg.milestone_kimg * 1000))
-        self.seen, self.pending, self.signs, self.tolerant, self.headed, self.alarmed = _Log(), [], {}, world() == 1, False, set()
+        self.seen, self.pending, self.signs, self.tolerant, self.headed = _Log(), [], {}, world() == 1, False
+        self.alarmed = set()
         self.first, self.end = st.nimg, math.ceil((cfg.kimg * 1000 - st.nimg) / cfg.batch) * cfg.batch + st.nimg
         if self.lead: self._set_up()
         self.live = Live(self.dir) if IN_NOTEBOOK and self.lead and not quiet else None
@@ -542,7 +547,8 @@ class Run:
             names = [k for k, v in terms.items() if not torch.isfinite(v)] or [f'gradient of the {k} phase'
                 for k in bad]
             row = dict(not_finite=names, left_out=bad, after=before, action=self.st.guard.judge(before, names))
-            did = 'the step was left out' if row['action'] == 'skip' else 'too often; back to the newest checkpoint, at half the learning rate'
+            did = ('the step was left out' if row['action'] == 'skip'
+                else 'too often; back to the newest checkpoint, at half the learning rate')
             self.say(f"{', '.join(names)} not finite after {before} images: {did}")
             if row['action'] == 'rollback': return row
             self.tell(dict(nimg=self.st.nimg) | row)
@@ -590,7 +596,8 @@ class Run:
         everything else is in the log."""
         name = next((k for k in ('perceptual', 'near', 'g_adv', 'g_proj') if k in row), None)
         done, left = self.st.nimg / self.end, (self.end - self.st.nimg) / max(row['img_s'], 1e-9)
-        line = f"{self.st.nimg / 1000:9.2f} {done:7.0%} {duration(left):>12} {row['img_s']:9.1f}" + (f' {row[name]:12.3f}' if name else '')
+        line = f"{self.st.nimg / 1000:9.2f} {done:7.0%} {duration(left):>12} {row['img_s']:9.1f}"
+        if name: line += f' {row[name]:12.3f}'
         if self.bar is not None: self.bar.comment = line
         else:
             if not self.headed:
@@ -607,7 +614,8 @@ class Run:
                 row = _look(self.dir, st, cfg, self.clf, self.dist, self.gallery, self.eyes) | self.signs
             if measure:
                 row |= self.yardstick(st, cfg, self.clf)
-                st.since_best = 0 if self.dir.best is None or row['score'] < self.dir.best['score'] else st.since_best + 1
+                better = self.dir.best is None or row['score'] < self.dir.best['score']
+                st.since_best = 0 if better else st.since_best + 1
             row |= {'alarms': a} if (a := alarms(row)) else {}
             self.tell(row)
             some = {k: row[k] for k in ('val_perceptual', 'val_agree', 'score', 'flips/needed_0', 'flips/needed_1',
@@ -657,7 +665,8 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
             if run.due(run.cfg.log_kimg) or last or stop: run.log()
             if run.bar is not None: run.bar.update((st.nimg - run.first) // run.cfg.batch)
             if run.due(run.cfg.snap_kimg) or last or stop:
-                tick, enough, measure = time.time(), False, bool(run.cfg.metrics_kimg) and not stop and (run.due(run.cfg.metrics_kimg) or last)
+                tick, enough = time.time(), False
+                measure = bool(run.cfg.metrics_kimg) and not stop and (run.due(run.cfg.metrics_kimg) or last)
                 if run.lead: enough = run.snapshot(look=not stop, measure=measure)
                 if highest(int(enough)): stop = 'no better pictures for a while'
                 run.begun += time.time() - tick             # pictures and checkpoints are not counted as training time

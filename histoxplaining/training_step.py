@@ -93,9 +93,12 @@ class TrainConfig:
     near:float = .6                # ... and at closeness 1
     # translator: the classifier gives the wanted class; half of it where the discriminator is told the class
     flip_weight:float = .5
+    sure:float = .99               # translator: probability of the wanted class that is enough
     stain_weight:float = 10.       # translator: mean stains are held; 0 to audit a classifier
     plane_weight:float = 3.        # translator: colours stay on the plane of the two stains
     fade_weight:float = 2.         # of the translator: fine contrast of the stains that is lost
+    pattern_weight:float = 0.      # translator: pattern of the stains, whatever their strength, at closeness
+    length_weight:float = 0.       # translator: length of the step in the code, at closeness
     unlike_weight:float = .3       # translator: two draws for one tile are unlike each other
     ema_kimg:float|None = None     # half life of the moving averages; None: 10 batch / 32
     ema_ramp:float = .05           # ... or this share of the run so far, if shorter

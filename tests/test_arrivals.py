@@ -1,4 +1,6 @@
-"""What people arrive with: classifiers, pictures, tables and folders in every form. Understood, with the right value, or refused by name; never a wrong number without a word."""
+"""What people arrive with: classifiers, pictures, tables and folders in every form. Understood, with the right value,
+or refused by name; never a wrong number without a word."""
+
 import errno, json, os, shutil, warnings, zipfile
 import numpy as np, pytest, torch, torch.nn as nn, torch.nn.functional as F
 from PIL import Image
@@ -435,7 +437,8 @@ def test_parts_make_the_whole(tmp_path):
 def test_tiles_without_tissue_are_named_and_near_copies_stay_together(copy, tmp_path, capsys):
     write_png(copy/'benign'/'glass.png', np.full((32, 32, 3), 244, np.uint8) - np.eye(32, dtype=np.uint8)[..., None])
     store = TileStore.create(copy, tmp_path/'a.lmdb', size=32)
-    assert store.manifest['bare'] == ['benign/glass.png'] and 'no tissue to speak of, such as benign/glass.png' in capsys.readouterr().out
+    assert store.manifest['bare'] == ['benign/glass.png']
+    assert 'no tissue to speak of, such as benign/glass.png' in capsys.readouterr().out
     assert 'benign/glass.png' not in TileStore.create(copy, tmp_path/'b.lmdb', size=32, min_tissue=.1).names
     f = sorted((copy/'tumour').glob('*.png'))[0]
     for k in range(5): Image.open(f).convert('RGB').save(copy/'tumour'/f'near{k}.jpg', quality=95 - k)
@@ -485,6 +488,8 @@ def test_a_name_of_the_hub_with_local_weights(tmp_path):
 
 def test_a_program_is_tried_on_labelled_tiles_before_it_is_believed(tiles, tmp_path, capsys):
     from histoxplaining.cli import given_classifier
+    told = lambda classes=None, size=None, norm=None: dict(classifier_classes=classes, classifier_size=size,
+        classifier_norm=norm)
     store = TileStore.create(tiles, tmp_path/'s.lmdb', size=32)
     net = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 2))
     x, y = store.tensors(range(len(store)))
@@ -501,11 +506,11 @@ def test_a_program_is_tried_on_labelled_tiles_before_it_is_believed(tiles, tmp_p
     with pytest.raises(HxError, match='as chance would be: say what it is with --classifier_classes'):
         given_classifier(tmp_path/'bad.pt', store=store)
     # what is said is believed
-    assert given_classifier(tmp_path/'bad.pt', 'benign,tumour', 32, 'imagenet', store=store).size == 32
-    clf = given_classifier(tmp_path/'good.pt', norm='.5,.5,.5/.5,.5,.5', store=store)
+    assert given_classifier(tmp_path/'bad.pt', told('benign,tumour', 32, 'imagenet'), store).size == 32
+    clf = given_classifier(tmp_path/'good.pt', told(norm='.5,.5,.5/.5,.5,.5'), store)
     assert clf.classes == store.classes and clf.mean.flatten().tolist() == [.5] * 3
     assert 'taken for benign, tumour at 32 px' in capsys.readouterr().out
     with pytest.raises(HxError, match='give --classifier_classes and --classifier_size'):
         given_classifier(tmp_path/'good.pt')
     with pytest.raises(HxError, match='--classifier_norm half: expected'):
-        given_classifier(tmp_path/'good.pt', norm='half', store=store)
+        given_classifier(tmp_path/'good.pt', told(norm='half'), store)

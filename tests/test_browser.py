@@ -61,7 +61,10 @@ def test_the_picture_follows_the_slider(chromium, lab):
     edited, size = page.locator('.hx-explorer img').nth(2), page.get_by_text('size of the edit').first
     edited.wait_for()
     handle = page.locator('.hx-explorer .noUi-handle').nth(1)
-    see = lambda: (edited.evaluate('''async i => Array.from(new Uint8Array(await (await fetch(i.src)).arrayBuffer())).join()'''), size.inner_text())
+    see = lambda: (
+        edited.evaluate('''async i => Array.from(new Uint8Array(await (await fetch(i.src)).arrayBuffer())).join()'''),
+        size.inner_text(),
+    )
     before = see()
     handle.focus()
     for _ in range(12): page.keyboard.press('ArrowLeft')
@@ -103,7 +106,8 @@ def test_the_report_compares_sorts_and_fetches_nothing(chromium, tmp_path):
     assert cut() == '40%'
     page.locator('.which').select_option(label='from healthy')
     shown = page.locator('.case:visible')
-    assert 0 < shown.count() < page.locator('.case').count() and all(shown.nth(i).get_attribute('data-from') == 'healthy' for i in range(shown.count()))
+    assert 0 < shown.count() < page.locator('.case').count()
+    assert all(shown.nth(i).get_attribute('data-from') == 'healthy' for i in range(shown.count()))
     page.locator('.order').select_option('size')
     sizes = [float(shown.nth(i).get_attribute('data-size')) for i in range(shown.count())]
     assert sizes == sorted(sizes)

@@ -1,4 +1,6 @@
-"""The promises of the counterfactual engine, on generators whose cause is known: found, only it, minimal, judged as saved; and clear answers where there is none."""
+"""The promises of the counterfactual engine, on generators whose cause is known: found, only it, minimal, judged as
+saved; and clear answers where there is none."""
+
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from histoxplaining.inversion import carry_detail
@@ -18,7 +20,8 @@ class Toy(Explainer):
     """Blue of the lower half is w[3]; red of the upper half is w[1]; green of the lower half is w[5]. The layout
     code paints a square at the top left."""
     def __init__(self, classes=('pink', 'blue'), read=lambda img: 16 * img[:, 2, 8:].mean([1, 2]), bias=0., feat=False):
-        self.classes, self.cache, self.device, self.size, self.read, self.bias, self.with_feat = classes, Cache(), torch.device('cpu'), 16, read, bias, feat
+        self.classes, self.cache, self.device, self.size, self.read = classes, Cache(), torch.device('cpu'), 16, read
+        self.bias, self.with_feat = bias, feat
         self.classifier, self.translator = SimpleNamespace(temperature=1., classes=classes), None
         g = torch.Generator().manual_seed(0)
         codes = torch.randn(2000, 12, generator=g)
@@ -116,7 +119,8 @@ def test_path_that_comes_back(pink):
 
 def test_frames_begin_and_end_with_the_pictures(toy, pink):
     c = explain(toy, pink[:1], 'blue', hold=(), frames=7)[0]
-    assert len(c.frames) == len(c.frame_p) == 7 and (c.frames[0] == c.reconstruction).all() and (c.frames[-1] == c.counterfactual).all()
+    assert len(c.frames) == len(c.frame_p) == 7 and (c.frames[0] == c.reconstruction).all()
+    assert (c.frames[-1] == c.counterfactual).all()
     assert c.frame_steps[-1] == pytest.approx(c.step) and c.frame_p[-1] == pytest.approx(c.p, abs=1e-6)
 
 
@@ -140,7 +144,8 @@ def test_clear_answers_where_there_is_none(toy, pink):
     assert (c.success, c.counterfactual) == (False, None) and 'already says blue' in c.reason and len(c.steps) == 0
     blind = Toy(read=lambda img: (16 * img[:, 2, 8:].mean([1, 2])).clamp(max=.5))
     c = explain(blind, pink[:1], 'blue', hold=(), frames=4)[0]
-    assert not c.success and 'p(blue) stays below 0.9' in c.reason and c.counterfactual is None and np.isnan(c.p) and len(c.frames) == 4
+    assert not c.success and 'p(blue) stays below 0.9' in c.reason and c.counterfactual is None and np.isnan(c.p)
+    assert len(c.frames) == 4
     # the decision turns, though nothing convinces
     assert np.isfinite(c.p_half)
     c = explain(Toy(bias=30.), pink[:1], 'blue', hold=())[0]

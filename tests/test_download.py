@@ -1,4 +1,6 @@
-"""Fetching from a server with bad manners: what arrives is the file, or an error that says why and keeps what has come."""
+"""Fetching from a server with bad manners: what arrives is the file, or an error that says why and keeps what has
+come."""
+
 import hashlib, http.server, signal, subprocess, sys, threading, time
 import pytest
 from histoxplaining.files import DataError, fetch

@@ -1,4 +1,6 @@
-"""What an evaluation must say where the answer can be worked out: three classes, other people's pairs, methods that cannot run, resampling."""
+"""What an evaluation must say where the answer can be worked out: three classes, other people's pairs, methods that
+cannot run, resampling."""
+
 from dataclasses import replace
 from types import SimpleNamespace
 import numpy as np, pytest, torch
@@ -90,7 +92,8 @@ def test_area_and_distances_count_what_they_say():
 def test_pairs_survive_the_disk_and_bad_folders_say_what_is_wrong(tmp_path):
     p = replace(coloured(), found=np.arange(12) != 4, reasons=['' if i != 4 else 'outside (3 s.d.)' for i in range(12)])
     q = read_pairs(save_pairs(p, tmp_path/'p'), channels)
-    assert (q.original == p.original).all() and (q.target == p.target).all() and q.reasons[4] == 'outside (3 s.d.)' and (q.found == p.found).all()
+    assert (q.original == p.original).all() and (q.target == p.target).all() and q.reasons[4] == 'outside (3 s.d.)'
+    assert (q.found == p.found).all()
     assert measure(q, channels, distance=distance)['answered', 'p'].record['reasons'] == {'outside': 1}
     write_png(tmp_path/'p'/'counterfactual'/'00001.png', np.zeros((16, 16, 3), np.uint8))
     with pytest.raises(DataError, match='16x16 pixels, expected 32x32'): read_pairs(tmp_path/'p', channels)
@@ -124,7 +127,8 @@ def test_a_method_that_cannot_run_does_not_end_the_evaluation(monkeypatch):
     monkeypatch.setattr(evaluation, 'explain', lambda ex, pics,
         **k: broken() if k['method'] == 'amortised' else real_explain(ex, pics, **k))
     t = evaluate(Two(), images(), controls=('unedited',), hold=(), latencies=False, boots=50)
-    assert t.skipped['amortised'] == 'needs a network that was never trained' and 'direction' not in t.skipped and set(t.pairs) >= {'direction', 'unedited'}
+    assert t.skipped['amortised'] == 'needs a network that was never trained' and 'direction' not in t.skipped
+    assert set(t.pairs) >= {'direction', 'unedited'}
 
 real_explain = evaluation.explain
 

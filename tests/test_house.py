@@ -1,4 +1,6 @@
-"""The plan of the house: one notebook, one module; imports never run back up the numbers; nothing is executed from a file."""
+"""The plan of the house: one notebook, one module; imports never run back up the numbers; nothing is executed from a
+file."""
+
 import ast, json, re, subprocess, sys
 from pathlib import Path
 import pytest

@@ -1,5 +1,6 @@
 """Foreign files: the same function as the code they come from, and nothing in them runs."""
-import argparse, contextlib, functools, io, json, operator, os, pickle, re, subprocess, sys, tempfile, types, zipfile, zlib
+import argparse, contextlib, functools, io, json, operator, os, pickle, re
+import subprocess, sys, tempfile, types, zipfile, zlib
 from collections import OrderedDict
 from pathlib import Path
 import lmdb, numpy as np, pytest, torch
@@ -611,7 +612,13 @@ def test_hx_convert_of_a_hostile_file_ends_in_one_line(tmp_path):
             ('inception_a.pkl', lambda o: pickle.dumps({'mean': o, 'cov': o}))):
         (tmp_path/name).write_bytes(write(Gadget(os.system, touch(tmp_path/'canary'))))
         status, line = shell('hx_convert', tmp_path/name, tmp_path/'out')
-        assert status == 2 and line.startswith('error: ') and name in line and f'{os.system.__module__}.system' in line and 'xecuted' in line, line
+        assert (
+            status == 2
+            and line.startswith('error: ')
+            and name in line
+            and f'{os.system.__module__}.system' in line
+            and 'xecuted' in line
+        ), line
     assert not (tmp_path/'canary').exists() and not (tmp_path/'out').exists()
 
 
@@ -807,7 +814,11 @@ def test_tiles_of_several_classes_are_left_out_and_counted(tissue, tmp_path, cap
     rows[0, [0, 5]] = 1; rows[1] = 0; rows[2, 13] = 1; rows[3, 5 * y[3]] = 255
     store = LineageStore(write_lmdb(tmp_path/'a.lmdb', {32: files}, rows.tolist()))
     s = store.to_store(tmp_path/'b.lmdb', classes=['No Finding', 'Edema'], size=16)
-    assert len(s) == 37 and 'left out 2 tiles that are of none of the classes No Finding, Edema, and 1 that are of several' in capsys.readouterr().out
+    assert len(s) == 37
+    assert (
+        'left out 2 tiles that are of none of the classes No Finding, Edema, and 1 that are of several'
+        in capsys.readouterr().out
+    )
     assert len(store.to_store(tmp_path/'c.lmdb', classes={'no': 'not Edema', 'yes': 'Edema'}, size=16)) == 40
     with pytest.raises(DataError, match='have several labels; name the classes'):
         store.to_store(tmp_path/'d.lmdb', size=16)

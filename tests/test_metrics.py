@@ -1,4 +1,6 @@
-"""Image-set metrics against closed forms, against torch-fidelity and reference numbers; on shards, on sets that are odd or wrong, and on the command line."""
+"""Image-set metrics against closed forms, against torch-fidelity and reference numbers; on shards, on sets that are
+odd or wrong, and on the command line."""
+
 import contextlib, io, json, pickle, shutil, warnings
 from unittest import mock
 import numpy as np, pytest, torch
@@ -257,7 +259,9 @@ def test_inception_is_downloaded_only_when_asked_and_only_as_published(tmp_path,
     assert not asked
     rooms.inception_weights(download=True)
     (url, path, kw), = asked
-    assert url.startswith('https://') and path == tmp_path/'hub'/'checkpoints'/rooms.INCEPTION[0] and kw['checksum'] == f'sha256:{rooms.INCEPTION_SHA256}' and rooms.INCEPTION_SHA256.startswith(path.stem.split('-')[-1])
+    assert url.startswith('https://') and path == tmp_path/'hub'/'checkpoints'/rooms.INCEPTION[0]
+    assert kw['checksum'] == f'sha256:{rooms.INCEPTION_SHA256}'
+    assert rooms.INCEPTION_SHA256.startswith(path.stem.split('-')[-1])
 
 
 # ------------------------------------------------------------------------------------------- provenance, cache, files
@@ -269,8 +273,10 @@ def test_a_record_says_what_was_measured(tiny, tmp_path):
     found = compare(store.train, generated(G, 40, classes=store.classes, seed=3), COLOUR)
     r = found['fd_colour', 'tumour'].record
     assert r['n'] == (store.train.counts['tumour'],
-        20) and r['class'] == 'tumour' and r['split'] == 'train' and r['data'] == store.train.hash[:12] and r['fake_seed'] == 3 and r['version']
-    assert 'PNG of 16x16 px' in r['data_history'] and 'drawn at 16 px' in r['fake_history'] and len(r['model']) == 12 and r['weights'] == COLOUR.weights and r['resize'] == 'none'
+        20) and r['class'] == 'tumour' and r['split'] == 'train'
+    assert r['data'] == store.train.hash[:12] and r['fake_seed'] == 3 and r['version']
+    assert 'PNG of 16x16 px' in r['data_history'] and 'drawn at 16 px' in r['fake_history'] and len(r['model']) == 12
+    assert r['weights'] == COLOUR.weights and r['resize'] == 'none'
     assert {'floor', 'floor_n', 'excess', 'interval', 'pca', 'pca_interval'} <= r.keys()
     with torch.no_grad(): next(G.parameters()).add_(1)
     assert generated(G, 40).about['model'] != r['model']
@@ -351,7 +357,8 @@ def test_separability_tells_signal_from_stain_from_chance():
     chance, real = separability(noise, y), separability(signal, y, stain=stain)
     for m in chance: assert abs(m - m.record['permuted'][0]) < 4 * m.record['permuted'][1] + .02 and m.record['p'] > .04
     for m in real:
-        assert m > m.record['permuted'][0] + 3 * m.record['permuted'][1] and m.record['matched_value'] > m.record['matched_permuted'][0] + 2 * m.record['matched_permuted'][1]
+        assert m > m.record['permuted'][0] + 3 * m.record['permuted'][1]
+        assert m.record['matched_value'] > m.record['matched_permuted'][0] + 2 * m.record['matched_permuted'][1]
     confounded = separability(colour, y, stain=np.where(rng.random(n) < .8, y, stain), rgb=colour[:, :6])
     assert confounded['probe_auc'] > .8 and confounded['probe_auc'].record['rgb'] > .8
     scaled = separability(signal * rng.uniform(.1, 9, 40) + 7, y, stain=stain)

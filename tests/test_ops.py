@@ -1,4 +1,6 @@
-"""The operators against SciPy, float64 and finite differences, in every form there is; and what happens where nothing can be compiled."""
+"""The operators against SciPy, float64 and finite differences, in every form there is; and what happens where nothing
+can be compiled."""
+
 import os, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, scipy.signal, torch
@@ -143,7 +145,8 @@ def finish(p):
 
 def test_without_a_compiler_the_reference_works(tmp_path):
     out, lines = finish(start(tmp_path, CXX='no-such-compiler'))
-    assert out.startswith('reference') and out.strip().endswith('64.0') and len(lines) == 1 and 'no-such-compiler' in lines[0]
+    assert out.startswith('reference') and out.strip().endswith('64.0') and len(lines) == 1
+    assert 'no-such-compiler' in lines[0]
 
 
 def test_a_failing_build_ends_in_one_line(tmp_path):

@@ -133,7 +133,8 @@ def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(tiny, tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, old)
     run = RunDir(tmp_path/'run')
-    assert run.latest()['nimg'] >= 48 and not list((run.path/'state').glob('*new*')) and (run.model/'card.json').exists()
+    assert run.latest()['nimg'] >= 48 and not list((run.path/'state').glob('*new*'))
+    assert (run.model/'card.json').exists()
     train(TrainConfig(data=str(tiny/'tiles.lmdb'), **MODES['stylegan2']), run.path, ckpt=run.path, quiet=True)
     assert run.latest()['nimg'] == 320
 

@@ -1,4 +1,6 @@
-"""The site as its readers get it: every page is walked for broken links, missing pictures, formulas left raw and anything that would need a network."""
+"""The site as its readers get it: every page is walked for broken links, missing pictures, formulas left raw and
+anything that would need a network."""
+
 import re, shutil, subprocess, sys
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -23,8 +25,8 @@ def faults(root):
                 url = t.get(attr) or ''
                 if re.match('https?:|//', url) and not (tag == 'link' and {'canonical'} & set(t.get('rel', []))):
                     out.append(f'{name}: fetches {url} from elsewhere')
-                elif url and not url.startswith(('data:',
-                        'http')) and not (page.parent/unquote(urlparse(url).path)).is_file(): out.append(f'{name}: {url} is missing')
+                elif url and not url.startswith(('data:', 'http')):
+                    if not (page.parent/unquote(urlparse(url).path)).is_file(): out.append(f'{name}: {url} is missing')
         for img in soup.find_all('img'):
             if not (img.get('alt') or '').strip(): out.append(f'{name}: a picture without a text')
             if not img.get('src'): out.append(f'{name}: a picture without a source')
@@ -78,8 +80,11 @@ def test_formulas_and_outputs_are_there(site):
     assert (site/'12_classifier.html').read_text(encoding='utf-8').count('<img') >= 3
 
 def test_the_walk_finds_what_is_wrong(tmp_path):
-    (tmp_path/'a.html').write_text('''<main><h1 id="top">A page</h1><img src="gone.png" alt="x"><img src="data:image/png;base64,AA=="><a href="b.html">b</a><a href="#bottom">down</a>
-        <script src="https://cdn.example.org/x.js"></script><p>$x^2$ and [a](b)</p></main>''')
+    (tmp_path / 'a.html').write_text(
+        '''<main><h1 id="top">A page</h1><img src="gone.png" alt="x"><img src="data:image/png;base64,AA==">
+        <a href="b.html">b</a><a href="#bottom">down</a>
+        <script src="https://cdn.example.org/x.js"></script><p>$x^2$ and [a](b)</p></main>'''
+    )
     found = '\n'.join(faults(tmp_path))
     for what in ('gone.png is missing', 'without a text', 'b.html leads nowhere', '#bottom is not on that page',
             'fetches https://cdn', 'left raw: $x^2$', 'Markdown is left raw',

@@ -1,4 +1,6 @@
-"""A tile store from bad input, from an interrupted build, on a full disk, in worker processes: each ends in the tiles or in a message, never in between."""
+"""A tile store from bad input, from an interrupted build, on a full disk, in worker processes: each ends in the tiles
+or in a message, never in between."""
+
 import io, os, random, resource, shutil, signal, stat, struct, subprocess, sys, time, zipfile, zlib
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -178,7 +180,8 @@ def test_a_killed_build_is_complete_resumable_or_refused(tmp_path):
         seen.add(state)
         assert state != 'half-read'
         if state == 'unfinished':
-            if path.with_name(f'{k}.lmdb.partial').exists() and (path.with_name(f'{k}.lmdb.partial')/'data.mdb').stat().st_size > 2**16:
+            partial = path.with_name(f'{k}.lmdb.partial')
+            if partial.exists() and (partial/'data.mdb').stat().st_size > 2**16:
                 with pytest.raises(DataError, match='other settings'): TileStore.create(tmp_path/'tiles', path, size=16)
             TileStore.create(tmp_path/'tiles', path, size=32)
         store = TileStore(path)
