@@ -65,25 +65,29 @@ def crosstalk(ex, reader, n, seed=7):
         for g, names in GROUPS.items()}
 
 
-def translator(root, name, run, store, clf, kimg):
-    "A translator for one classifier, trained with nothing held."
+def translator(root, name, run, store, clf, kimg, sure):
+    """A translator for one classifier, trained with nothing held, to be as sure as is asked; what the classifier does
+    not need, in the pattern of the stains or in the code, costs."""
     out = root/f'translator_{name}'
     done = RunDir(out).latest() if out.exists() else None
     if done is None or done['nimg'] < round(kimg * 1000):
-        given = dict(data=str(store.path), arch='translator', kimg=kimg, snap_kimg=1, stain_weight=0., plane_weight=0.)
+        given = dict(data=str(store.path), arch='translator', kimg=kimg, snap_kimg=1, stain_weight=0.,
+            plane_weight=0., sure=sure, pattern_weight=2., length_weight=.3)
         cfg = continued(given, out) if done else TrainConfig(**given, init=str(run.model))
         train(cfg, out, clf, ckpt=out if done else None, quiet=True)
     return load_network(Translator, RunDir(out).model/'translator.safetensors')
 
 
-def main():
+def settings():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--work', type=Path, required=True)
     p.add_argument('--tiles', type=int, default=3000)
     p.add_argument('--kimg', type=float, default=20)
     p.add_argument('--translator_kimg', type=float, default=10)
+    p.add_argument('--reader_tiles', type=int, default=6000, help='that the factor reader is accustomed with')
     p.add_argument('--all', action='store_true', help='count every factor, also those that the reader cannot tell')
-    p.add_argument('--question', default='needed'); p.add_argument('--closeness', type=float, default=.25)
+    p.add_argument('--question', default='needed')
+    p.add_argument('--closeness', type=float, default=.25)
     p.add_argument('--p', type=float, default=.9999,
         help='asked: about what the classifiers say of a typical tile of the class')
     p.add_argument('--hold', default='', help='comma-separated; default: nothing')
@@ -91,17 +95,17 @@ def main():
     p.add_argument('--methods', default='translate,direction,gradient+layout,prototype+layout')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out')
-    a = p.parse_args()
-    torch.set_num_threads(1)
-    begin, root = time.time(), a.work
-    say = lambda what: print(f'[{time.time() - begin:4.0f} s] {what}', flush=True)
-    root.mkdir(parents=True, exist_ok=True)
+    return p.parse_args()
+
+
+def prepared(a, root, say):
+    "Stores, classifiers, the model, its translators, and the reader that knows its hand."
     if not all((root/f'{k}.lmdb').exists() for k in ('gland', 'stain', 'both')):
         say('drawing')
         tiles, y, f = synthetic_tiles(a.tiles, SIZE, 11, 'both', 0.)
+        h = FACTORS['haematoxylin']
         store(root, 'gland', tiles, y, SIZE)
-        store(root, 'stain', tiles, (f['haematoxylin'] > (FACTORS['haematoxylin'].lo + FACTORS['haematoxylin'].hi) /
-            2).astype(int), SIZE)
+        store(root, 'stain', tiles, (f['haematoxylin'] > (h.lo + h.hi) / 2).astype(int), SIZE)
         store(root, 'both', *synthetic_tiles(a.tiles, SIZE, 12, 'both', .9)[:2], SIZE)
     stores = {k: TileStore(root/f'{k}.lmdb') for k in ('gland', 'stain', 'both')}
     say('classifiers')
@@ -112,20 +116,17 @@ def main():
         cfg = TrainConfig(data=str(root/'gland.lmdb'), init=str(files('histoxplaining')/'models'/'colon-64'),
             kimg=a.kimg, ae_kimg=.4 * a.kimg, warm_kimg=2, snap_kimg=2, kl_ramp=.25, feat_swap=.25, l1_weight=2.)
         train(cfg, run, clfs['gland'], ckpt=run if done else None)
-    ex = Explainer.from_run(run)
+    ex, translators = Explainer.from_run(run), {}
     ex.refer(stores['gland'].train, len(stores['gland']))
-    translators = {}
-    if 'translate' in a.methods:
-        for k, clf in clfs.items():
-            say(f'translator, {k}')
-            translators[k] = translator(root, k, RunDir(run), stores['gland'], clf, a.translator_kimg)
+    for k, clf in clfs.items() if 'translate' in a.methods else ():
+        say(f'translator, {k}')
+        translators[k] = translator(root, k, RunDir(run), stores['gland'], clf, a.translator_kimg, a.p)
     say('reader')
-    reader = accustomed(ex)
-    out = dict(tiles=a.tiles, size=SIZE, p=a.p, hold=a.hold, seed=a.seed, nimg=ex.card['nimg'], n=a.n,
-        accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, crosstalk=crosstalk(ex, reader, a.n),
-        audits=[], failed={}, sanity={}, shortcuts=[])
-    print('read where only ... is changed:', {g: {k: v for k, v in moved.items() if k in GROUPS or abs(v) > .3} for g,
-        moved in out['crosstalk'].items()})
+    return stores, clfs, ex, translators, accustomed(ex, a.reader_tiles, epochs=12)
+
+
+def audits(a, ex, clfs, translators, reader, out, say):
+    "Every method for every classifier."
     for m in filter(None, a.methods.split(',')):
         name, _, layout = m.partition('+')
         for k, clf in clfs.items():
@@ -135,14 +136,16 @@ def main():
                 table = audit(ex, k if k != 'both' else None, classifier=None if k == 'gland' else clf, n=a.n,
                     method=name, space='w+layout' if layout else 'w', p=a.p,
                     hold=tuple(h for h in a.hold.split(',') if h), reader=reader, factors=True,
-                    readable=-1 if a.all else READABLE,
-                question=a.question, closeness=a.closeness, seed=1000 + a.seed)
+                    readable=-1 if a.all else READABLE, question=a.question, closeness=a.closeness,
+                    seed=1000 + a.seed)
             except HxError as e: out['failed'][f'{m}, {k}'] = str(e); print(e); continue
             print(table.table())
-            out['audits'] += [dict(method=m, classifier=k,
-                **{x: _plain(r.record).get(x) for x in ('metric', 'class', 'value', 'interval', 'verdict', 'answered',
-                'cause', 'p', 'reader_r', 'unread')}) for r in table]
-    say('sanity')
+            out['audits'] += [dict(method=m, classifier=k, **{x: _plain(r.record).get(x) for x in ('metric', 'class',
+                'value', 'interval', 'verdict', 'answered', 'cause', 'p', 'reader_r', 'unread')}) for r in table]
+
+
+def sanity(root, ex, stores, clfs, out):
+    "An edit for the classifier beside one for another: trained again, of another cause, of permuted labels or weights."
     held = stores['gland'].val
     some, shuffled = [held[i][0] for i in range(0, len(held), max(len(held) // 48, 1))], stores['gland']
     again = classifier(root, 'gland_again', stores['gland'], seed=1)
@@ -160,6 +163,23 @@ def main():
             out['sanity'][name] = {k: v for k, v in _plain(found[0].record).items()
                 if k != 'interval'} | dict(value=float(np.mean(found)), each=[float(v) for v in found])
     print({k: round(v['value'], 3) for k, v in out['sanity'].items()})
+
+
+def main():
+    a = settings()
+    torch.set_num_threads(1)
+    begin, root = time.time(), a.work
+    say = lambda what: print(f'[{time.time() - begin:4.0f} s] {what}', flush=True)
+    root.mkdir(parents=True, exist_ok=True)
+    stores, clfs, ex, translators, reader = prepared(a, root, say)
+    out = dict(tiles=a.tiles, size=SIZE, p=a.p, hold=a.hold, seed=a.seed, nimg=ex.card['nimg'], n=a.n,
+        accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, crosstalk=crosstalk(ex, reader, a.n),
+        audits=[], failed={}, sanity={}, shortcuts=[])
+    print('read where only ... is changed:', {g: {k: v for k, v in moved.items() if k in GROUPS or abs(v) > .3} for g,
+        moved in out['crosstalk'].items()})
+    audits(a, ex, clfs, translators, reader, out, say)
+    say('sanity')
+    sanity(root, ex, stores, clfs, out)
     say('shortcuts')
     for k, clf in clfs.items():
         table = shortcut_report(clf, stores['both'].val, explainer=ex, name=k, seed=a.seed)

@@ -56,7 +56,7 @@ def described(oracle, explained):
         **{k: r.get(k) for k in ('pretrained', 'stain_jitter', 'seed', 'epochs')})
 
 
-def main():
+def settings():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--model', required=True, help='folder of a run or a model')
     p.add_argument('--store', help="tile store; default: the model's")
@@ -79,52 +79,69 @@ def main():
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out')
     a = p.parse_args()
-    torch.set_num_threads(1)
-    begin = time.time()
+    a.layout = [m for m in a.layout.split(',') if m]
+    if unknown := [m for m in a.layout if m not in ('auto', *all_methods())]:
+        raise SystemExit(f'--layout {unknown[0]}: expected some of {", ".join(all_methods())}')
+    a.hold, a.methods = tuple(h for h in a.hold.split(',') if h), a.methods and a.methods.split(',')
+    a.controls = [c for c in a.controls.split(',') if c]
+    return a
+
+
+def networks(a):
+    "What is explained, on what, and by whom it is judged: explainer, store, classifier or None, oracle or None."
     ex = Explainer.from_run(a.model) if (Path(a.model)/'model').is_dir() else Explainer.load(a.model)
     store = TileStore(a.store) if a.store else ex.store()
     if ex.reference is None: ex.refer(store.train)
     clf = Classifier.load(a.classifier) if a.classifier else None
     if a.train_oracle and not Path(a.oracle).exists():
         train_oracle(store, clf or ex.classifier, arch=a.train_oracle).save(a.oracle)
-    oracle = Classifier.load(a.oracle) if a.oracle else None
+    return ex, store, clf, Classifier.load(a.oracle) if a.oracle else None
+
+
+def risks(table):
+    "Risk-coverage curves of every column that has answers, by what an answer is trusted for."
+    out = {}
+    for m in (m for m in table.pairs if table.pairs[m].found.any()):
+        out[m] = {'holds in other views': curve(table, m, table.values('p_views', m))}
+        step = table.pairs[m].step
+        if step is not None and np.isfinite(step).any(): out[m]['small edit'] = curve(table, m, -step)
+    return out
+
+
+def demands(a, ex, asked):
+    "The first method, asked for the smallest change, and with nothing held."
+    first, kinds = a.methods[0] if a.methods else 'direction', {}
+    for k, kw in {'smallest': dict(ask=.9, views=1), 'nothing held': dict(hold=())}.items():
+        found = evaluate(ex, methods=first, controls=[], n=a.n, space=a.space, **asked | kw)
+        kinds[k] = {n: v for n, v in (asked | kw).items() if n in ('ask', 'views', 'hold')} | {'figures': plain(found)}
+    return kinds
+
+
+def main():
+    a = settings()
+    torch.set_num_threads(1)
+    begin = time.time()
+    ex, store, clf, oracle = networks(a)
     say = lambda name: print(f'[{time.time() - begin:4.0f} s] {name}', flush=True)
-    hold, methods = tuple(h for h in a.hold.split(',') if h), a.methods and a.methods.split(',')
-    layout = [m for m in a.layout.split(',') if m]
-    if unknown := [m for m in layout if m not in ('auto', *all_methods())]:
-        raise SystemExit(f'--layout {unknown[0]}: expected some of {", ".join(all_methods())}')
-    asked = dict(classifier=clf, oracle=oracle, store=store, steps=a.steps, views=a.views, ask=a.ask or .9, hold=hold,
-        seed=a.seed, callback=say)
-    table = evaluate(ex, methods=methods, controls=[c for c in a.controls.split(',') if c], n=a.n,
-        alternatives=a.alternatives, space=a.space, **asked)
-    for name in layout:
+    asked = dict(classifier=clf, oracle=oracle, store=store, steps=a.steps, views=a.views, ask=a.ask or .9,
+        hold=a.hold, seed=a.seed, callback=say)
+    table = evaluate(ex, methods=a.methods, controls=a.controls, n=a.n, alternatives=a.alternatives, space=a.space,
+        **asked)
+    for name in a.layout:
         add(table, evaluate(ex, methods=name, controls=[], n=max(a.n // 4, 1), space='w+layout', **asked),
             f'{name}, with layout')
     for name, why in table.skipped.items(): print(f'{name}: {why}')
     print(table.table())
     out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size, fingerprint=fingerprint(ex.G)),
-        classes=list(ex.classes), n=a.n, ask=a.ask or .9, hold=a.hold, space=a.space, views=a.views, seed=a.seed,
-        threads=1,
-        oracle=None if oracle is None else described(oracle, clf or ex.classifier),
+        classes=list(ex.classes), n=a.n, ask=a.ask or .9, hold=','.join(a.hold), space=a.space, views=a.views,
+        seed=a.seed, threads=1, oracle=None if oracle is None else described(oracle, clf or ex.classifier),
         skipped=table.skipped, figures=plain(table))
-    if oracle is not None:
-        answered = [m for m in table.pairs if table.pairs[m].found.any()]
-        out['risk'] = {m: {'holds in other views': curve(table, m, table.values('p_views', m))} for m in answered}
-        for m in answered:
-            if (s := table.pairs[m].step) is not None and np.isfinite(s).any():
-                out['risk'][m]['small edit'] = curve(table, m, -s)
-    if a.demands:
-        first = methods[0] if methods else 'direction'
-        kinds = {'smallest': dict(ask=.9, views=1), 'nothing held': dict(hold=())}
-        out['others'] = {k: {**{n: v for n, v in (asked | kw).items() if n in ('ask', 'views', 'hold')},
-            'figures': plain(evaluate(ex, methods=first, controls=[], n=a.n, space=a.space, **asked | kw))} for k,
-            kw in kinds.items()}
-    if a.shortcuts:
-        out['shortcuts'] = {}
-        for name, path in (v.split('=') for v in a.shortcuts):
-            say(f'shortcuts of {name}')
-            out['shortcuts'][name] = [_plain(m.record)
-                for m in shortcut_report(Classifier.load(path), store.val, explainer=ex, name=name, seed=a.seed)]
+    if oracle is not None: out['risk'] = risks(table)
+    if a.demands: out['others'] = demands(a, ex, asked)
+    for name, path in (v.split('=') for v in a.shortcuts or ()):
+        say(f'shortcuts of {name}')
+        out.setdefault('shortcuts', {})[name] = [_plain(m.record) for m in shortcut_report(Classifier.load(path),
+            store.val, explainer=ex, name=name, seed=a.seed)]
     out['seconds'] = round(time.time() - begin)
     if a.out: write_json(a.out, out)
     first = next(iter(table.pairs))

@@ -6,7 +6,7 @@ use, in one run.
 Shapes are recorded from a forward pass of generator, discriminator and encoder. Prints a table of ratios (reference
 time over native time, medians; above 1 the native operator is faster), and as the last line one JSON object."""
 
-import argparse, json, os, statistics, time
+import argparse, json, statistics, time
 import torch
 from histoxplaining import layers, networks, operators as ops
 

@@ -339,11 +339,8 @@ def _probe(size):
     smooth = F.interpolate(torch.rand(4, 3, 4, 4, generator=g) * 2 - 1, size, mode='bilinear')
     return torch.cat([flat, rough, smooth])
 
-@torch.no_grad()
-def _understood(clf, what, output):
-    """Ask a foreign classifier about made-up pictures: does it run, answer alike twice, and in which form? Says so
-    in a line where it is not logits, raises `DataError` where it cannot be told."""
-    x = _probe(clf.size).to(clf.mean.device)
+def _answered(clf, x, what):
+    "Its outputs for made-up pictures, as `[N, ...]`; of a network for grey pictures of grey ones. Raises `DataError`."
     def ask():
         try: return bare_output(clf.model(clf.normalised(x)))
         except Exception as e: return e
@@ -352,35 +349,47 @@ def _understood(clf, what, output):
         clf.grey, first = True, y
         y = ask()
         if isinstance(y, Exception): clf.grey, y = False, first
-        else: warnings.warn(f'{what}: looks at one channel: pictures are turned grey', stacklevel=4)
+        else: warnings.warn(f'{what}: looks at one channel: pictures are turned grey', stacklevel=5)
+    if isinstance(y, DataError): raise y
     if isinstance(y, Exception):
-        if isinstance(y, DataError): raise y
         raise DataError(f'{what}: failed on pictures {list(x.shape)} ({type(y).__name__}: '
             f'{str(y).splitlines()[0][:200] if str(y) else ""}); is size={clf.size} the side that it looks at?')
     if not isinstance(y, torch.Tensor) or not y.is_floating_point():
-        clf.read(y, len(x)); raise DataError(f'{what}: expected floating-point outputs, found '
-            f'{getattr(y, "dtype", type(y).__name__)}')
+        clf.read(y, len(x))
+        raise DataError(f'{what}: expected floating-point outputs, found {getattr(y, "dtype", type(y).__name__)}')
     if not torch.isfinite(y).all(): raise DataError(f'{what}: gives values that are not finite')
-    y2 = ask()
-    if y2.shape != y.shape or not torch.allclose(y, y2, rtol=1e-3, atol=1e-3 * float(y.abs().max().clamp_min(1e-3))):
+    again = ask()
+    if again.shape != y.shape or not torch.allclose(y, again, rtol=1e-3,
+            atol=1e-3 * float(y.abs().max().clamp_min(1e-3))):
         raise DataError(f'{what}: answers differ between two calls on the same pictures: dropout or batch statistics '
             f'are at work (a network in training mode?), or something else is drawn at random')
-    y, n = y.float(), y.shape[-1] if y.ndim > 1 else 1
+    return y.float()
+
+def _kind_of(y, what, output):
+    "'logits', 'probs' or 'sigmoid': as it was said, else as the numbers show. Raises `DataError` where they do not."
+    n = y.shape[-1] if y.ndim > 1 else 1
     between = bool((y >= 0).all() and (y <= 1).all())
-    sums = n > 1 and bool(((y.sum(1) - 1).abs() < 1e-3).all())
-    if output == 'auto':
-        if between and sums:
-            output = 'probs'; warnings.warn(f'{what}: reads as probabilities: rows sum to 1', stacklevel=4)
-        elif between and float(y.max() - y.min()) > 1e-6:
-            raise DataError(f"{what}: its outputs lie between 0 and 1 but "
-                f"{'do not sum to 1' if n > 1 else 'are single numbers'}: say what they are, output='probs' (of the "
-                f"second class), output='sigmoid' with label= (several labels, one of which is explained) or "
-                f"output='logits'")
-        else: output = 'logits'
     if output in ('probs', 'sigmoid') and not between:
         raise DataError(f"{what}: output='{output}', but it gives values from {float(y.min()):.3g} to "
             f"{float(y.max()):.3g}")
-    clf.output = output
+    if output != 'auto': return output
+    if between and n > 1 and bool(((y.sum(1) - 1).abs() < 1e-3).all()):
+        warnings.warn(f'{what}: reads as probabilities: rows sum to 1', stacklevel=5)
+        return 'probs'
+    if between and float(y.max() - y.min()) > 1e-6:
+        raise DataError(f"{what}: its outputs lie between 0 and 1 but "
+            f"{'do not sum to 1' if n > 1 else 'are single numbers'}: say what they are, output='probs' (of the "
+            f"second class), output='sigmoid' with label= (several labels, one of which is explained) or "
+            f"output='logits'")
+    return 'logits'
+
+@torch.no_grad()
+def _understood(clf, what, output):
+    """Ask a foreign classifier about made-up pictures: does it run, answer alike twice, and in which form? Says so
+    in a line where it is not logits, raises `DataError` where it cannot be told."""
+    x = _probe(clf.size).to(clf.mean.device)
+    y = _answered(clf, x, what)
+    clf.output = _kind_of(y, what, output)
     clf.read(y, len(x))
     with torch.enable_grad():
         try: clf.detached = not bare_output(clf.model(clf.normalised(x[:2].clone().requires_grad_()))).requires_grad

@@ -423,7 +423,7 @@ def _abstain(cf, says, real, small, sizes):
         return Reason('reconstruction', f'the reconstruction alone changes the decision to {says}')
     return Reason()
 
-def _solve(job, cfs, method, frames, scan):
+def _solve(job, cfs, method, frames, scan, say):
     "Answer the questions of one job; per picture a list of `Counterfactual`."
     left, failed, found, why, ask = list(range(len(cfs))), {}, {}, '', job.ask
     if ask.n == 1:
@@ -432,6 +432,7 @@ def _solve(job, cfs, method, frames, scan):
     else: attempts = ((m, lambda idx, rays=rays: rays) for m, rays in _many_rays(job.explainer, method, job.code, ask))
     for m, rays in attempts:
         if not left: break
+        say(m)
         try: edits = rays(left)
         except NoDirection as e:
             why = str(e)
@@ -454,6 +455,7 @@ def _solve(job, cfs, method, frames, scan):
             good = [good[k] for k in diverse([effect(cf.before, f.hit.picture) for f in good], job.ask.n)]
         picked = good[:job.ask.n] or [failed[i]]
         answers = [cf, *(replace(cf) for _ in picked[1:])]
+        say('frames')
         for c, f in zip(answers, picked): _answer(c, f, job, i, frames)
         out.append(answers)
     return out
@@ -488,8 +490,8 @@ def explain(
     classifier=None,         # explain another classifier than the model's own
     seed:int=0,              # of anything random
     scan:int=0,              # further sizes looked at before the crossing, for paths that may come back
-    # up to eight: p must hold for the picture and for the mean of so many of its dihedral views
-    views:int=1,
+    views:int=1,             # up to eight: p must hold for the picture and for the mean of so many dihedral views
+    callback=None,           # called with a word for what comes next; what it raises ends the search
 )->list:
     """Counterfactuals, one per picture (n > 1: lists; `target='all'`: dicts by class). Raises `HxError` for an
     unknown class, method or option; a picture that cannot be explained is a result with a reason."""
@@ -499,15 +501,16 @@ def explain(
     ask = Ask(0, 0, p, views, hold, space, classifier, n, closeness, question == 'typical', seed)
     start = time.perf_counter()
     names, own, originals, code = _inputs(explainer, images, seeds)
-    known = _known(explainer, own, originals, code, ask, refine, carry)
+    say = callback or (lambda what: None)
+    known = _known(explainer, own, originals, code, ask, refine, carry, say)
     if target == 'all':
-        per = {k: _explain(explainer, names, originals, *known, k, ask, method, carry, frames, scan, start)
+        per = {k: _explain(explainer, names, originals, *known, k, ask, method, carry, frames, scan, start, say)
             for k in explainer.classes_of(ask.classifier)}
         first = lambda v: v[0] if n > 1 else v
         return [{k: v[i] for k, v in per.items() if first(v[i]).source != k} for i in range(len(names))]
-    return _explain(explainer, names, originals, *known, target, ask, method, carry, frames, scan, start)
+    return _explain(explainer, names, originals, *known, target, ask, method, carry, frames, scan, start, say)
 
-def _known(explainer, own, originals, code, ask, refine, carry):
+def _known(explainer, own, originals, code, ask, refine, carry, say):
     """What does not depend on the target: codes (refined where that is needed), reconstructions, logits of files, of
     their copies and of reconstructions, which were refined, and the files' sizes."""
     if originals is not None and refine:
@@ -520,13 +523,14 @@ def _known(explainer, own, originals, code, ask, refine, carry):
     off = [] if refine is not None or carry or not hasattr(explainer, 'G') else _disagree((of_tiles / T).softmax(1),
         (logits / T).softmax(1))
     if off:
+        say('refinement')
         code = _refined(explainer, originals, code, off, REFINE, ask.classifier, .08)
         recon[off] = explainer.render(code[off])
         logits[off] = explainer.logits(recon[off], ask.classifier)
     return code, recon, of_files, of_tiles, logits, set(off), None if own is None else [len(a) for a in own]
 
 def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_recon, off, sizes, target, ask, method,
-        carry, frames, scan, start):
+        carry, frames, scan, start, say):
     "Results for one target, in the order of the pictures."
     T = ask.judge(explainer).temperature
     p_orig, p_small, p_recon = ((v / T).softmax(1) for v in (of_files, of_tiles, of_recon))
@@ -548,7 +552,7 @@ def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_re
         logits = of_tiles if carry else of_recon
         job = _Job(explainer, code[idx], recon[idx], None if originals is None else originals[idx],
             replace(ask, source=s, target=t), carry, logits[idx])
-        for i, answers in zip(idx, _solve(job, [cfs[i] for i in idx], method, frames, scan)): out[i] = answers
+        for i, answers in zip(idx, _solve(job, [cfs[i] for i in idx], method, frames, scan, say)): out[i] = answers
     for cf in (c for answers in out for c in answers): cf.seconds = (time.perf_counter() - start) / len(cfs)
     return [a[0] for a in out] if ask.n == 1 else out
 

@@ -529,6 +529,28 @@ def _choose(store, n, seed):
     rest = val.subset(np.setdiff1d(np.arange(len(val)), pick), 'val, not explained')
     return [val[int(i)][0] for i in pick], rest if min(rest.counts.values()) >= 50 else store.train
 
+def _opened(explainer):
+    "An `Explainer`, from the folder of a run or a model where it is one."
+    if isinstance(explainer, Explainer): return explainer
+    return Explainer.from_run(explainer) if (Path(explainer)/'model').is_dir() else Explainer.load(explainer)
+
+def _named(methods, controls):
+    "Names of the methods. Raises `HxError` for one that does not exist, of controls too."
+    names = list(all_methods()) if methods is None else [methods] if isinstance(methods, str) else list(methods)
+    unknown = [m for m in names if m not in ('auto', *all_methods())] + [c for c in controls if c not in CONTROLS]
+    if unknown:
+        raise HxError(f"{unknown[0]!r}: expected methods of {', '.join(all_methods())}, controls of "
+            f"{', '.join(CONTROLS)}")
+    return names
+
+def _to_explain(explainer, images, target, classifier):
+    "Pictures of which another class is asked for, their classes and those."
+    pics = to_uint8(as_batch(images, explainer.size)[0])
+    _, source, to = (np.asarray(v) for v in decisions(explainer, pics, target, classifier))
+    asked = source != to
+    if not asked.any(): raise HxError('the classifier already says the target of every picture')
+    return pics[asked], source[asked], to[asked]
+
 def evaluate(
     explainer,               # an `Explainer`, or the folder of a run or model
     images=None,             # pictures to explain; default: n held-out tiles of each class of the store
@@ -547,8 +569,7 @@ def evaluate(
     classifier=None,         # explain another classifier than the model's own
     oracle=None,             # another classifier, for agreement
     store=None,              # `TileStore` of real tiles; default: the model's
-    # `Features` of KID and `nearest`; default: EfficientNet-Lite0 at twice the size, 224 at most
-    features=None,
+    features=None,           # `Features` of KID and `nearest`; default: EfficientNet-Lite0 at twice the size
     steps:int=300,           # of the optimisation, at most
     latencies:bool=True,     # also measure how long each method takes
     boots:int=1000,          # bootstrap resamples
@@ -556,30 +577,20 @@ def evaluate(
     callback=None,           # called with the name of each column before it is worked on
 )->Evaluation:
     "One table: methods and controls on the same tiles. A method that cannot be run is in `.skipped`. Raises `HxError`."
-    if not isinstance(explainer, Explainer):
-        explainer = Explainer.from_run(explainer) if (Path(explainer)/'model').is_dir() else Explainer.load(explainer)
-    names = list(all_methods()) if methods is None else [methods] if isinstance(methods, str) else list(methods)
-    unknown = [m for m in names if m not in ('auto', *all_methods())] + [c for c in controls if c not in CONTROLS]
-    if unknown:
-        raise HxError(f"{unknown[0]!r}: expected methods of {', '.join(all_methods())}, controls of "
-            f"{', '.join(CONTROLS)}")
+    explainer, names = _opened(explainer), _named(methods, controls)
     if store is None and (images is None or 'data' in explainer.card): store = explainer.store()
     held = real = None if store is None else store.val if len(store.val) else store
     if images is None: images, real = _choose(store, n, seed)
     clf = classifier or explainer.classifier
     if oracle is not None: _check_oracle(oracle, clf)
-    x, _ = as_batch(images, explainer.size)
-    pics, out, distance, features = to_uint8(x), Evaluation(), perceptual(), features or get_features('lite0',
-        size=min(2 * explainer.size, 224))
-    _, source, to = (np.asarray(v) for v in decisions(explainer, pics, target, classifier))
-    asked = source != to
-    if not asked.any(): raise HxError('the classifier already says the target of every picture')
-    pics, source, to = pics[asked], source[asked], to[asked]
-    q = Question(explainer, clf, pics, np.concatenate([to_uint8(explainer.reconstruct(pics[i:i + 64]))
-        for i in range(0, len(pics), 64)]), source, to, p if ask is None else ask, store, features, steps=steps,
+    features = features or get_features('lite0', size=min(2 * explainer.size, 224))
+    pics, source, to = _to_explain(explainer, images, target, classifier)
+    recon = np.concatenate([to_uint8(explainer.reconstruct(pics[i:i + 64])) for i in range(0, len(pics), 64)])
+    q = Question(explainer, clf, pics, recon, source, to, p if ask is None else ask, store, features, steps=steps,
         seed=seed)
-    kw = dict(p=p, oracle=oracle, real=real, held=held, features=features, distance=distance, known={}, boots=boots,
-        seed=seed)
+    kw = dict(p=p, oracle=oracle, real=real, held=held, features=features, distance=perceptual(), known={},
+        boots=boots, seed=seed)
+    out = Evaluation()
     def column(name, make):
         if callback: callback(name)
         try: found = make()

@@ -504,6 +504,51 @@ def _table_inside(folder):
     if good: print(f'{good[0].name}: its labels are used, not the names of the folders')
     return good[0] if good else None
 
+def _reader(folder):
+    "A function name -> bytes of a file in a folder, or `DataError` by its name."
+    def read(name):
+        try: return (folder/name).read_bytes()
+        except ValueError as e: raise DataError(f'{name!r}: not the name of a file ({e})') from None
+        except OSError as e: raise DataError(f'{name}: {e.strerror}') from None
+    return read
+
+def _from_table(path, table, classes, group, folder):
+    "A source whose pictures a table names, relative to a folder."
+    text = decoded_text(table.read_bytes(), table)
+    items = _by_table(text, lambda n: file_stamp(folder/n), classes, table, group)
+    return Source(path, *items, _reader(folder))
+
+def _from_dataset_json(path, names, classes):
+    "A folder with the dataset.json of StyleGAN2-ADA."
+    listed, read = path/'dataset.json', _reader(path)
+    known = lambda name: read(name) if name in names else fail_with(DataError(f'{name}: is listed in dataset.json, '
+        f'but missing'))
+    return Source(path, *_by_json(decoded_text(listed.read_bytes(), listed), names, classes, path, listed), known)
+
+def _no_empty_class(path, names, classes):
+    "Raises `DataError` for a folder without pictures that is a class."
+    full = {n.split('/')[0] for n in names if '/' in n}
+    empty = [d.name for d in sorted(path.iterdir()) if d.is_dir() and not hidden(d.name) and d.name not in full
+        and not (d/'data.mdb').exists()]
+    if not empty: return
+    wanted = {l for v in merge_map(classes, full | set(empty), path).values() for l in v}
+    if classes is None or set(empty) & wanted:
+        raise DataError(f'{path/empty[0]}: no pictures ({", ".join(SUFFIXES)}); fill the folder, or leave it out '
+            f'with classes=')
+
+def _open_folder(path, classes, group):
+    "A folder: an LMDB, a table of tiles, a dataset.json, or a folder of pictures per class."
+    if (path/'data.mdb').exists(): return lmdb_source(path, classes)
+    names = {p.relative_to(path).as_posix(): file_stamp(p) for p in picture_files(path, SUFFIXES + OTHER_PICTURES)
+        if p.is_file()}
+    table = _table_inside(path)
+    if table is not None: return _from_table(path, table, classes, group, path)
+    if (path/'dataset.json').exists(): return _from_dataset_json(path, names, classes)
+    _no_empty_class(path, names, classes)
+    src = Source(path, *_by_folder(names, classes, path, group), _reader(path))
+    src.guessed = True                     # the groups are folders: likely slides or patients, but nobody said so
+    return src
+
 def open_source(
     path,           # folder, .csv, .zip, LMDB of the lineage, or a picture; a `Source` is handed back as it is
     classes=None,   # names, or dict class -> labels of the source; for one picture: its class
@@ -515,45 +560,16 @@ def open_source(
         if classes is not None: raise DataError(f'{path}: has its classes already; choose them where it was opened')
         return checked_source(path, group)
     path = Path(path)
-    within = lambda name: (path if path.is_dir() else path.parent)/name
-    def read(name):
-        try: return within(name).read_bytes()
-        except (OSError, ValueError) as e:
-            raise DataError(f'{name!r}: not the name of a file ({e})' if isinstance(e, ValueError)
-                else f'{name}: {e.strerror}') from None
-    if path.is_dir():
-        if (path/'data.mdb').exists(): return checked_source(lmdb_source(path, classes), group)
-        names = {p.relative_to(path).as_posix(): file_stamp(p) for p in picture_files(path, SUFFIXES + OTHER_PICTURES)
-            if p.is_file()}
-        table = _table_inside(path)
-        if table is not None:
-            return checked_source(Source(path, *_by_table(decoded_text(table.read_bytes(), table),
-                lambda n: file_stamp(within(n)), classes, table, group), read), group)
-        if (path/'dataset.json').exists():
-            known = lambda name: read(name) if name in names else fail_with(DataError(f'{name}: is listed in '
-                f'dataset.json, but missing'))
-            return checked_source(Source(path, *_by_json(decoded_text((path/'dataset.json').read_bytes(),
-                path/'dataset.json'), names, classes, path, path/'dataset.json'), known), group)
-        empty = [d.name for d in sorted(path.iterdir()) if d.is_dir() and not hidden(d.name)
-            and not any(n.startswith(d.name + '/') for n in names) and not (d/'data.mdb').exists()]
-        if empty and (classes is None or set(empty) &
-                {l for v in merge_map(classes, {n.split('/')[0] for n in names if '/' in n} | set(empty), path).values()
-                for l in v}):
-            raise DataError(f'{path/empty[0]}: no pictures ({", ".join(SUFFIXES)}); fill the folder, or leave it out '
-                f'with classes=')
-        src = Source(path, *_by_folder(names, classes, path, group), read)
-        # the groups are folders: likely slides or patients, but nobody said so
-        src.guessed = True
+    kind = path.suffix.lower()
+    if path.is_dir(): src = _open_folder(path, classes, group)
     elif not path.exists():
         raise DataError(f'{path}: no such folder or file; expected a folder that holds one folder of pictures per '
             f'class, a .csv, a .zip or a picture')
-    elif path.suffix.lower() == '.csv':
-        src = Source(path, *_by_table(decoded_text(path.read_bytes(), path), lambda n: file_stamp(within(n)), classes,
-            path, group), read)
-    elif path.suffix.lower() == '.zip': src = _zip_source(path, classes, group)
-    elif path.suffix.lower() in SUFFIXES:
+    elif kind == '.csv': src = _from_table(path, path, classes, group, path.parent)
+    elif kind == '.zip': src = _zip_source(path, classes, group)
+    elif kind in SUFFIXES:
         name = _only_class(classes, path)
-        src = Source(path, [Item(path.name, name, '', file_stamp(path))], {name: (name,)}, read)
+        src = Source(path, [Item(path.name, name, '', file_stamp(path))], {name: (name,)}, _reader(path.parent))
     else: raise DataError(f'{path}: expected a folder, a .csv, a .zip or a picture ({", ".join(SUFFIXES)})')
     return checked_source(src, group)
 

@@ -519,36 +519,26 @@ def _say(name, m, n_files, size, cut):
 
 @patch(cls_method=True)
 def create(cls:TileStore,
-    # folder with a folder per class, CSV with path,label[,group], zip of either, a large image, or whole slides (a
-    # slide, a folder, a table slide,label)
-    source,
+    source,                # what `open_source` reads, or whole slides: one, a folder, a table slide,label
     path,                  # the store to make (a folder with one LMDB file)
     *,
     size:int=64,           # side of the tiles in pixels, a power of two from 16 up
-    # which, in which order; or dict class -> labels of the source that make it; default: all, sorted
-    classes=None,
+    classes=None,          # which, in which order; or dict class -> labels of the source; default: all, sorted
     val:float=.1,          # fraction of each class that is held out; 1: a store for testing only
-    # 'group', 'pseudo_slide' or 'random'; default: group where ids are known, else pseudo_slide (random where that
-    # cannot be)
-    split_by:str|None=None,
+    split_by:str|None=None, # one of `SPLITS`; default: group where ids are known, else pseudo_slide, else random
     seed:int=0,            # of the split
     workers:int|None=None, # decoding threads; default: one per core
-    # a picture that cannot be read, or that lies under two labels: 'skip' lists it in the manifest, 'raise' stops
-    on_error:str='skip',
+    on_error:str='skip',   # unreadable pictures, one under two labels: 'skip' and list in the manifest, or 'raise'
     overwrite:bool=False,  # replace the store at `path`
     tile:int|None=None,    # cut every picture into squares of so many pixels first
     tissue:float=.1,       # with `tile`: share of a square that must not be glass
     mpp:float|None=None,   # micrometres per pixel of the source
     group=None,            # regular expression that finds the slide or patient in a file's name
-    # of whole slides: GeoJSON with classes, or a folder of such files; default: beside the slides
-    annotations=None,
+    annotations=None,      # of whole slides: GeoJSON with classes, or a folder; default: beside the slides
     slide_mpp:float|None=None, # of whole slides that do not say how large their pixels are
     min_tissue:float=0.,   # leave out tiles with a smaller share of tissue
-    # of the tiles inside: 'png', 'webp' (without loss, a third smaller), 'jpeg' (quality 95; `manifest['loss']` in
-    # grey levels)
-    encoding:str='png',
-    # also keep pictures together whose difference hashes (64 bits) differ in at most so many bits
-    near:int|None=None,
+    encoding:str='png',    # of the tiles inside: 'png', 'webp' (no loss, a third smaller) or 'jpeg' (quality 95)
+    near:int|None=None,    # keep pictures together whose difference hashes (64 bits) differ in at most so many bits
 )->TileStore:
     """Make a tile store. Raises `DataError`; a failed build leaves `path` as it was, an interrupted one is finished
     by the same call."""

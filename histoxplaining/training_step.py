@@ -122,57 +122,63 @@ AUGS = ('ada', 'fixed', 'none')
 def _one_of(what, value, values):
     if value not in values: raise HxError(f"{what} '{value}': expected one of {', '.join(map(str, values))}")
 
+def _must(ok, why):
+    if not ok: raise HxError(why)
+
+def _check(cfg, size, found):
+    "Raises `HxError` for a setting that cannot be."
+    _one_of('arch', cfg.arch, ARCHS)
+    if cfg.disc is not None: _one_of('disc', cfg.disc, DISCS)
+    if cfg.aug is not None: _one_of('aug', cfg.aug, AUGS)
+    if cfg.cond is not None: _one_of('cond', cfg.cond, ('classifier', 'labels'))
+    _must(cfg.size in (None, size),
+        f'size {cfg.size}, but the tiles of {cfg.data} are {size} px: build a store of that size')
+    _must(cfg.arch != 'translator' or found or cfg.init, 'a translator belongs to a model: name its folder as init')
+    _must(cfg.batch >= 2, f'batch {cfg.batch}: expected 2 or more')
+    _must(cfg.batch <= 4 or cfg.batch % 4 == 0,
+        f'batch {cfg.batch}: expected a multiple of 4 (groups of the minibatch deviation)')
+    has_cuda = torch.cuda.is_available()
+    _must(cfg.device == 'auto' or cfg.device.split(':')[0] in ('cpu', 'cuda') and (cfg.device == 'cpu' or has_cuda),
+        f"device '{cfg.device}': expected auto, cpu, or cuda where there is one")
+    side = (found or {}).get('size', size)
+    _must(side in (size, size // 2), f"init: its pictures have {side} px, the tiles of {cfg.data} {size}: expected a "
+        f"model of {size} px, or of {size // 2} px to grow from")
+    _must(0.5 <= cfg.sure < 1, f'sure {cfg.sure}: expected a probability from 0.5 to below 1')
+
+def _defaults(cfg, size, found):
+    "What a setting is that was left to be decided."
+    plain, enc = cfg.arch == 'stylegan2', cfg.arch != 'stylegan2'
+    finer, usual = size // found.get('size', size), max(4, min(size // 4, 32))
+    return dict(size=size, disc='stylegan2' if plain else 'projected', cond='labels' if plain else 'classifier',
+        noise=plain, mixing=.9 if plain else 0., pl_weight=2. if plain else 0.,
+        channel_base=found.get('channel_base', 16384), channel_max=found.get('channel_max', 512),
+        map_layers=found.get('map_layers', 2), const_channels=found.get('const_channels'),
+        feat_channels=(found.get('feat_channels') or 8) if enc else 0,
+        feat_res=finer * found.get('feat_res', usual) if found.get('feat_channels') else usual,
+        num_fp16_res=0 if cfg.device == 'cpu' else 4, bf16=bfloat16_pays(cfg.device),
+        ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100),
+        r1_gamma=.0002 * size**2 / cfg.batch, ema_kimg=cfg.batch * 10 / 32, proj_res=min(2 * size, 224),
+        snap_kimg=min(cfg.kimg / 10, 50))
+
 def resolve(
     cfg:TrainConfig,      # as given
     size:int,             # of the store's tiles
     found:dict|None=None, # arguments of the networks that training starts from
 )->TrainConfig:
     "Fill in everything that was left to be decided. Raises `HxError` for a setting that cannot be."
-    _one_of('arch', cfg.arch, ARCHS)
-    if cfg.disc is not None: _one_of('disc', cfg.disc, DISCS)
-    if cfg.aug is not None: _one_of('aug', cfg.aug, AUGS)
-    if cfg.cond is not None: _one_of('cond', cfg.cond, ('classifier', 'labels'))
-    if cfg.size not in (None, size):
-        raise HxError(f'size {cfg.size}, but the tiles of {cfg.data} are {size} px: build a store of that size')
-    if cfg.arch == 'translator' and found is None and cfg.init is None:
-        raise HxError('a translator belongs to a model: name its folder as init')
-    if cfg.batch < 2: raise HxError(f'batch {cfg.batch}: expected 2 or more')
-    if cfg.batch > 4 and cfg.batch % 4:
-        raise HxError(f'batch {cfg.batch}: expected a multiple of 4 (groups of the minibatch deviation)')
+    _check(cfg, size, found)
     if cfg.device == 'auto': cfg = replace(cfg, device='cuda' if torch.cuda.is_available() else 'cpu')
-    if cfg.device.split(':')[0] not in ('cpu', 'cuda') or cfg.device != 'cpu' and not torch.cuda.is_available():
-        raise HxError(f"device '{cfg.device}': expected auto, cpu, or cuda where there is one")
-    plain, enc, found = cfg.arch == 'stylegan2', cfg.arch != 'stylegan2', found or {}
-    if found.get('size', size) not in (size, size // 2):
-        raise HxError(f"init: its pictures have {found['size']} px, the tiles of {cfg.data} {size}: expected a model "
-            f"of {size} px, or of {size // 2} px to grow from")
-    finer = size // found.get('size', size)
-    filled = dict(size=size, disc='stylegan2' if plain else 'projected', cond='labels' if plain else 'classifier',
-        noise=plain, mixing=.9 if plain else 0., pl_weight=2. if plain else 0.,
-        channel_base=found.get('channel_base', 16384), channel_max=found.get('channel_max', 512),
-            map_layers=found.get('map_layers', 2), const_channels=found.get('const_channels'),
-        feat_channels=(found.get('feat_channels') or 8) if enc else 0,
-            feat_res=finer * found.get('feat_res', max(4, min(size // 4, 32))) if found.get('feat_channels')
-            else max(4, min(size // 4, 32)),
-        num_fp16_res=0 if cfg.device == 'cpu' else 4, bf16=bfloat16_pays(cfg.device),
-        ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100),
-            r1_gamma=.0002 * size**2 / cfg.batch,
-        ema_kimg=cfg.batch * 10 / 32, proj_res=min(2 * size, 224), snap_kimg=min(cfg.kimg / 10, 50))
-    cfg = replace(cfg, **{k: v for k, v in filled.items() if getattr(cfg, k) is None})
+    cfg = replace(cfg, **{k: v for k, v in _defaults(cfg, size, found or {}).items() if getattr(cfg, k) is None})
     has_plain = cfg.arch != 'autoencoder' and cfg.disc != 'projected'
+    of = f'is for the plain discriminator, and arch {cfg.arch} with disc {cfg.disc} has none'
     if cfg.aug is None: cfg = replace(cfg, aug='ada' if has_plain else 'none')
-    if cfg.aug != 'none':
-        if not has_plain:
-            raise HxError(f"aug '{cfg.aug}' is for the plain discriminator, and arch {cfg.arch} with disc {cfg.disc} "
-                f"has none: leave it out, or choose disc stylegan2 or both")
-        Augment(cfg.aug_pipe, cfg.aug_p)                               # says what is wrong with them
-    if cfg.freezed and not has_plain:
-        raise HxError(f'freezed {cfg.freezed} is for the plain discriminator, and arch {cfg.arch} with disc {cfg.disc} '
-            f'has none')
+    _must(has_plain or cfg.aug == 'none', f"aug '{cfg.aug}' {of}: leave it out, or choose disc stylegan2 or both")
+    _must(has_plain or not cfg.freezed, f'freezed {cfg.freezed} {of}')
+    if cfg.aug != 'none': Augment(cfg.aug_pipe, cfg.aug_p)             # says what is wrong with them
     # AlexNet's strides leave little of 32 pixels
     if cfg.perceptual == 'auto':
-        cfg = replace(cfg, perceptual='lpips' if size >= 64 and alexnet_weights() and cfg.arch != 'translator'
-            else 'lite0')
+        lpips = size >= 64 and alexnet_weights() and cfg.arch != 'translator'
+        cfg = replace(cfg, perceptual='lpips' if lpips else 'lite0')
     _shares(cfg)
     return cfg
 
@@ -500,6 +506,64 @@ def class_vectors(st, cfg, real_logits, clf, y, idx=()):
     return (real_logits / clf.temperature).softmax(1) if cfg.cond == 'classifier' else torch.eye(st.G.c_dim,
         device=y.device)[y]
 
+class _Notes:
+    "Means over the micro-batches of terms and figures, and which phases were left out."
+    def __init__(self, parts): self.parts, self.terms, self.left_out = parts, {}, {}
+
+    def add(self, terms):
+        for k, v in terms.items(): self.terms[k] = self.terms.get(k, 0) + v.detach() / self.parts
+
+def _micro_batches(st, cfg, clf, x, y):
+    "The parts of a batch: `(tiles, class vectors, logits, global indices)`."
+    out = []
+    for k in range(st.parts):
+        xk = x[k::st.parts]
+        with torch.no_grad(): logits = clf(xk) if clf is not None else None
+        idx = [st.nimg + p for p in places(cfg.batch, k, st.parts)]
+        out.append((xk, class_vectors(st, cfg, logits, clf, y[k::st.parts], idx), logits, idx))
+    return out
+
+def _generator_phase(st, cfg, clf, dist, parts, adversarial, notes):
+    "Generator and encoder, or the translator. Gives what the discriminators need of the fakes."
+    phase, fakes, sizes = _Phase(st, 'G', 'E', 'T'), [], {}
+    for x, c, logits, idx in parts:
+        if cfg.arch == 'translator':
+            t, fk = translator_terms(st, cfg, clf, dist, x, logits, idx)
+            loss, sq = sum(t.values()), {}
+            notes.add({'flipped': fk['flipped']})
+        else:
+            t, fk = generator_terms(st, cfg, clf, dist, x, c, logits, idx, adversarial)
+            loss, sq = balanced(st, cfg, t, fk)
+        phase.add(loss)
+        notes.add(t)
+        for k, v in sq.items(): sizes[k] = sizes.get(k, 0) + v
+        fakes.append({k: [f.detach() for f in v] if k == 'feats' else v.detach() for k,
+            v in fk.items() if k in ('seen', 'feats', 'c')})
+        del t, fk, loss                                                # the graph, before the next one is built
+    remember_sizes(st, sizes)
+    notes.left_out['generator'] = phase.descend(cfg.e_clip)
+    return fakes
+
+def _discriminator_phase(st, cfg, parts, fakes, notes):
+    "Both discriminators, and ADA."
+    phase, reals = _Phase(st, 'D', 'P'), []
+    for (x, c, _, idx), fk in zip(parts, fakes):
+        t, figures, real = discriminator_terms(st, cfg, x, c, fk, idx)
+        phase.add(sum(t.values()))
+        notes.add(t | figures)
+        if real is not None: reals.append(real.detach())
+    notes.left_out['discriminator'] = phase.descend()
+    if st.ada is not None: st.ada.update(gather(torch.cat(reals)).nan_to_num())
+
+def _lazy_phase(st, net, name, key, parts, term, notes):
+    "A regulariser of one network, evaluated now and then: `term(tiles, class vectors, indices)`."
+    phase = _Phase(st, net)
+    for x, c, _, idx in parts:
+        t = term(x, c, idx)
+        phase.add(t)
+        notes.add({key: t})
+    notes.left_out[name] = phase.descend()
+
 def train_step(
     st:TrainState, cfg:TrainConfig, # changed; resolved
     clf, dist,                      # frozen classifier and perceptual distance, or None
@@ -511,66 +575,27 @@ def train_step(
     with reduced(cfg.bf16): return _train_step(st, cfg, clf, dist, x, y)
 
 def _train_step(st, cfg, clf, dist, x, y):
-    step, K = st.nimg // cfg.batch, st.parts
+    step, notes = st.nimg // cfg.batch, _Notes(st.parts)
     adversarial = cfg.arch != 'autoencoder' and st.nimg >= cfg.ae_kimg * 1000
     lam = min(max(st.nimg - cfg.ae_kimg * 1000, 0) / max(cfg.warm_kimg * 1000, 1), 1)
     for net in (st.G, st.D):
         if cfg.cgan and net is not None and cfg.arch != 'translator': net.mapping.cond_weight.fill_(lam)
     if st.P is not None and adversarial: st.P.iterate()
-    parts = []
-    for k in range(K):
-        xk, yk = x[k::K], y[k::K]
-        with torch.no_grad(): logits = clf(xk) if clf is not None else None
-        idx = [st.nimg + p for p in places(cfg.batch, k, K)]
-        parts.append((xk, class_vectors(st, cfg, logits, clf, yk, idx), logits, idx))
-    terms, left_out = {}, {}
-    def note(t):
-        for k, v in t.items(): terms[k] = terms.get(k, 0) + v.detach() / K
-
-    phase, fakes, sizes = _Phase(st, 'G', 'E', 'T'), [], {}
-    for xk, c, logits, idx in parts:
-        if cfg.arch == 'translator':
-            t, fk = translator_terms(st, cfg, clf, dist, xk, logits, idx)
-            loss, sq = sum(t.values()), {}
-            note({'flipped': fk['flipped']})
-        else:
-            t, fk = generator_terms(st, cfg, clf, dist, xk, c, logits, idx, adversarial)
-            loss, sq = balanced(st, cfg, t, fk)
-        phase.add(loss)
-        note(t)
-        for k, v in sq.items(): sizes[k] = sizes.get(k, 0) + v
-        fakes.append({k: [f.detach() for f in v] if k == 'feats' else v.detach() for k,
-            v in fk.items() if k in ('seen', 'feats', 'c')})
-        del t, fk, loss                                                # the graph, before the next one is built
-    remember_sizes(st, sizes)
-    left_out['generator'] = phase.descend(cfg.e_clip)
+    parts = _micro_batches(st, cfg, clf, x, y)
+    fakes = _generator_phase(st, cfg, clf, dist, parts, adversarial, notes)
     if adversarial:
         if cfg.pl_weight and step % cfg.pl_every == 0:
-            phase = _Phase(st, 'G')
-            for _, c, _, idx in parts:
-                t = path_length_term(st, cfg, c, idx)
-                phase.add(t)
-                note({'path': t})
-            left_out['path length'] = phase.descend()
-        phase, reals = _Phase(st, 'D', 'P'), []
-        for (xk, c, _, idx), fk in zip(parts, fakes):
-            t, figures, real = discriminator_terms(st, cfg, xk, c, fk, idx)
-            phase.add(sum(t.values()))
-            note(t | figures)
-            if real is not None: reals.append(real.detach())
-        left_out['discriminator'] = phase.descend()
-        if st.ada is not None: st.ada.update(gather(torch.cat(reals)).nan_to_num())
+            length = lambda x, c, idx: path_length_term(st, cfg, c, idx)
+            _lazy_phase(st, 'G', 'path length', 'path', parts, length, notes)
+        _discriminator_phase(st, cfg, parts, fakes, notes)
         if st.D is not None and step % cfg.r1_every == 0:
-            phase = _Phase(st, 'D')
-            for xk, c, _, idx in parts:
-                xr = xk.detach().requires_grad_()
-                t = cfg.r1_gamma / 2 * cfg.r1_every * r1_penalty(st.D(seen(st, cfg, xr, 'aug-r1', idx), c), xr)
-                phase.add(t)
-                note({'r1': t})
-            left_out['R1'] = phase.descend()
+            def r1(x, c, idx):
+                x = x.detach().requires_grad_()
+                return cfg.r1_gamma / 2 * cfg.r1_every * r1_penalty(st.D(seen(st, cfg, x, 'aug-r1', idx), c), x)
+            _lazy_phase(st, 'D', 'R1', 'r1', parts, r1, notes)
     st.nimg += cfg.batch
     update_ema(st, cfg)
-    return terms, left_out
+    return notes.terms, notes.left_out
 
 # %% ../nbs/21_training_step.ipynb #c16b08f6
 def _moments(w):
