@@ -569,19 +569,34 @@ def hx_translator(
 # %% ../nbs/36_cli.ipynb #eb86debf
 _PAGE = '''from histoxplaining.explainer import Explainer
 from histoxplaining.explorer import Explorer
-Explorer(Explainer.load({model!r}), {tiles!r}, p={p!r})'''
+from histoxplaining.classifier import Classifier
+others = {{k: Classifier.load(v) for k, v in {others!r}.items()}}
+Explorer(Explainer.load({model!r}), {tiles!r}, p={p!r}, classifier={{'its own': None}} | others if others else None)'''
+
+# Voilà's own template, without the style sheets that it fetches from elsewhere
+_TEMPLATE = '''{% extends 'voila/templates/lab/index.html.j2' %}
+{% block notebook_css %}{% set css %}{{ super() }}{% endset %}
+{% set away = 'https://cdn.jsdelivr.net/npm/@fortawesome/fontawesome-free@^5/css/' %}
+{{ css | replace(away ~ 'all.min.css', 'data:text/css,') | replace(away ~ 'v4-shims.min.css', 'data:text/css,') }}
+{% endblock %}'''
 
 def explorer_page(
     folder,             # where to write it
     model, tiles=None,  # as for `Explorer`
     p:float=.9,
 )->Path:
-    "A notebook that is an explorer and nothing else."
+    """A notebook that is an explorer and nothing else, with all classifiers that lie in the model's folder, and beside
+    it a template of its page."""
     import nbformat
-    cell = nbformat.v4.new_code_cell(_PAGE.format(model=str(model), tiles=tiles, p=p))
+    others = {f.stem.removeprefix('classifier_'): str(f) for f in sorted(Path(model).glob('classifier_*.safetensors'))}
+    cell = nbformat.v4.new_code_cell(_PAGE.format(model=str(model), tiles=tiles, p=p, others=others))
     path = Path(folder)/'histoxplaining.ipynb'
     nbformat.write(nbformat.v4.new_notebook(cells=[cell],
         metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))), path)
+    template = Path(folder)/'voila'/'templates'/'histoxplaining'
+    template.mkdir(parents=True)
+    (template/'conf.json').write_text(dumps({'base_template': 'lab'}))
+    (template/'index.html.j2').write_text(_TEMPLATE)
     return path
 
 @call_parse
@@ -613,11 +628,13 @@ def _serve(page, port, show):
         if not s.connect_ex(('127.0.0.1', port)): raise HxError(f'port {port} is in use: --port takes another')
     token = secrets.token_hex(12)
     url = f'http://localhost:{port}/?token={token}'
-    (page.parent/'voila.json').write_text(dumps({'VoilaConfiguration': dict(preheat_kernel=True)}))
+    (page.parent/'voila.json').write_text(dumps({'VoilaConfiguration': dict(preheat_kernel=True,
+        template='histoxplaining', extension_denylist=['jupyterlab-jupytext'])}))
     command = [sys.executable, '-m', 'voila', page.name, f'--token={token}', f'--port={port}', '--Voila.ip=127.0.0.1',
         '--strip_sources=True', '--show_tracebacks=True', '--no-browser', '--Voila.log_level=WARN']
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    server = subprocess.Popen(command, cwd=page.parent, env=os.environ | {'OMP_WAIT_POLICY': 'passive'})
+    server = subprocess.Popen(command, cwd=page.parent, env=os.environ | {'OMP_WAIT_POLICY': 'passive',
+        'JUPYTER_PATH': os.pathsep.join([str(page.parent), os.environ.get('JUPYTER_PATH', '')])})
     try:
         while server.poll() is None and socket.socket().connect_ex(('127.0.0.1', port)): time.sleep(.2)
         if server.poll() is None: print(f'{url}   (Ctrl-C ends it)', flush=True)

@@ -181,59 +181,94 @@ def application():
     pytest.importorskip('voila', reason='voila is not installed')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    server = subprocess.Popen([sys.executable, '-c', 'from histoxplaining.cli import hx_explore; hx_explore()',
-        'colon-64', '--no_browser', '--port', str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen([Path(sys.executable).with_name('hx_explore'), 'colon-64', '--no_browser',
+        '--port', str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     yield server.stdout.readline().split()[0]
     server.terminate()
     assert server.wait(30) == 0
 
 
-def test_the_explorer_as_a_page_of_its_own(chromium, application, tmp_path):
+def picture(page, k):
+    "Bytes of the k-th picture of the explorer."
+    return page.locator('.hx-explorer img').nth(k).evaluate('async i => Array.from(new Uint8Array(await (await '
+        'fetch(i.src)).arrayBuffer())).join()')
+
+
+@pytest.fixture
+def page(chromium, application, tmp_path):
+    "The explorer as a page of its own, with a picture of the reader's own."
     from histoxplaining.synthetic import synthetic_tiles
     from histoxplaining.images import write_png
     page = chromium.new_page(viewport=dict(width=1400, height=900))
     page.set_default_timeout(SECONDS)
+    asked = []
+    page.on('request', lambda r: asked.append(r.url))
+    errors = []
+    page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
+    page.on('pageerror', lambda e: errors.append(str(e)))
     page.goto(application)
-    first = page.locator('.hx-explorer img').first
-    first.wait_for()
-    bytes_of = lambda: first.evaluate('async i => Array.from(new Uint8Array(await (await '
-        'fetch(i.src)).arrayBuffer())).join()')
-    before = bytes_of()
+    page.locator('.hx-explorer img').first.wait_for()
+    page.get_by_text('makes it say').wait_for()
+    before = picture(page, 0)
     write_png(tmp_path/'mine.png', synthetic_tiles(2, 64, seed=1)[0][0])
     with page.expect_file_chooser() as chooser: page.get_by_text('pictures (0)').click()
     chooser.value.set_files([tmp_path/'mine.png'])
     page.get_by_text('Original · mine.png').wait_for()
     page.wait_for_timeout(300)
-    mine = bytes_of()
-    assert mine != before
-    box, see = page.locator('.hx-compare'), lambda k: page.locator('.hx-compare img').nth(k).get_attribute('src')
+    assert picture(page, 0) != before
+    page.asked = asked
+    yield page
+    assert not page.get_by_text('Traceback').count() and errors == []
+    page.close()
+
+
+CHANGED = "([k, old]) => document.querySelectorAll('.hx-compare img')[k].getAttribute('src') !== old"
+
+
+def test_the_explorer_as_a_page_of_its_own(page):
+    mine, see = picture(page, 0), lambda k: page.locator('.hx-compare img').nth(k).get_attribute('src')
     page.locator('.hx-map circle').nth(40).click(force=True)             # a point of the map: another tile
     page.get_by_text('Encoded tile ', exact=False).first.wait_for()
     page.wait_for_timeout(500)
-    assert bytes_of() != mine and see(0) != see(1)
+    assert picture(page, 0) != mine and see(0) != see(1)
     page.get_by_role('button', name='alternatives').click()
     page.get_by_text('keys 1 to').wait_for()
     page.wait_for_timeout(300)
     end = see(1)
-    box.focus()
+    page.locator('.hx-compare').focus()
     page.keyboard.press('2')
-    changed = "([k, old]) => document.querySelectorAll('.hx-compare img')[k].getAttribute('src') !== old"
-    page.wait_for_function(changed, arg=[1, end])
-    assert see(1) != end                                                 # another answer
-    other = see(1)
+    page.wait_for_function(CHANGED, arg=[1, end])
+    other = see(1)                                                       # another answer
     page.keyboard.press('ArrowLeft')
-    page.wait_for_function(changed, arg=[1, other])
-    assert see(1) != other                                               # a step back along its path
-    cut = lambda: float(box.get_attribute('aria-valuenow'))
-    area = box.bounding_box()
-    page.mouse.move(area['x'] + area['width'] / 2, area['y'] + 50); page.mouse.down(); page.mouse.move(area['x'] +
-        area['width'] / 4, area['y'] + 50); page.mouse.up()
-    assert abs(cut() - 25) < 3
-    page.keyboard.down(' '); page.wait_for_timeout(100)
-    assert cut() == 100                                                  # blink: all of it the reconstruction
-    page.keyboard.up(' '); page.wait_for_timeout(100)
-    assert abs(cut() - 25) < 3
+    page.wait_for_function(CHANGED, arg=[1, other])                      # a step back along its path
     page.get_by_role('button', name='tile', exact=True).click()          # the reader's own picture is still there
     page.get_by_text('Original · mine.png').wait_for()
-    assert not page.get_by_text('Traceback').count()
-    page.close()
+
+
+def test_the_divider_and_the_attributes_of_the_page(page):
+    box = page.locator('.hx-compare')
+    cut = lambda: float(box.get_attribute('aria-valuenow'))
+    area = box.bounding_box()
+    page.mouse.move(area['x'] + area['width'] / 2, area['y'] + 50)
+    page.mouse.down()
+    page.mouse.move(area['x'] + area['width'] / 4, area['y'] + 50)
+    page.mouse.up()
+    assert abs(cut() - 25) < 3
+    page.keyboard.down(' ')
+    page.wait_for_timeout(100)
+    assert cut() == 100                                                  # blink: all of it the reconstruction
+    page.keyboard.up(' ')
+    page.wait_for_timeout(100)
+    assert abs(cut() - 25) < 3
+    edited = picture(page, 2)
+    page.get_by_role('button', name='attributes').click()
+    handle = page.locator('.widget-hslider', has_text='#').first.locator('.noUi-handle')
+    handle.focus()
+    for _ in range(8): page.keyboard.press('ArrowRight')
+    page.get_by_text('By attributes').wait_for()
+    page.wait_for_timeout(300)
+    assert picture(page, 2) != edited
+
+
+def test_the_page_asks_nothing_of_anybody_else(page):
+    assert [u for u in page.asked if not u.startswith(('http://localhost', 'data:', 'blob:', 'ws://localhost'))] == []
