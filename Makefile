@@ -24,6 +24,7 @@ docs: .venv/.dev
 sync: .venv/.dev
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python .ci/pictures.py
 	$(MAKE) readme
 
 readme: .venv/.dev
