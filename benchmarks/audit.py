@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
 
-from histoxplaining.auditing import (GROUPS, READABLE, _towards, accustomed, audit, edit_similarity, mirrored,
+from histoxplaining.auditing import (GROUPS, READABLE, _towards, fine_tuned_reader, audit, edit_similarity, mirrored,
     movements, randomised, shortcut_report)
 from histoxplaining.checkpoints import RunDir, load_network
 from histoxplaining.classifier import Classifier, train_classifier
@@ -122,7 +122,7 @@ def prepared(a, root, say):
         say(f'translator, {k}')
         translators[k] = translator(root, k, RunDir(run), stores['gland'], clf, a.translator_kimg, a.p)
     say('reader')
-    return stores, clfs, ex, translators, accustomed(ex, a.reader_tiles, epochs=12)
+    return stores, clfs, ex, translators, fine_tuned_reader(ex, a.reader_tiles, epochs=12)
 
 
 def audits(a, ex, clfs, translators, reader, out, say):

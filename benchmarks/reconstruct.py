@@ -10,7 +10,7 @@ Numbers in the code are counted for one tile. Last line: JSON with all rows."""
 import argparse, json, time
 import numpy as np, torch
 
-from histoxplaining.inversion import refine
+from histoxplaining.inversion import optimise_code
 from histoxplaining.counterfactual import explain
 from histoxplaining.explainer import Explainer
 from histoxplaining.features import perceptual
@@ -54,7 +54,7 @@ def codes(table, ex, steps):
     if feat is not None: table.add('w + layout', rendered(ex, w, feat), took, size + more)
     for k in steps:
         begin = time.perf_counter()
-        better = [refine(ex, x[i:i + 32], w[i:i + 32], None if feat is None else feat[i:i + 32], k)
+        better = [optimise_code(ex, x[i:i + 32], w[i:i + 32], None if feat is None else feat[i:i + 32], k)
             for i in range(0, len(x), 32)]
         took_k = took + (time.perf_counter() - begin) / len(x)
         refined = rendered(ex, torch.cat([b[0] for b in better]),

@@ -96,7 +96,7 @@ def phases(store, clf, mode, n=16):
             spent[name(a) if callable(name) else name] += time.perf_counter() - t
             return out
         return wrapper
-    names = {'generator_terms': 'G, E: terms', 'balanced': 'G, E: gradients at the pictures',
+    names = {'generator_terms': 'G, E: terms', 'gradient_norm_weighted': 'G, E: gradients at the pictures',
         'discriminator_terms': 'D: terms', 'path_length_term': 'path length: terms', 'r1_penalty': 'R1: penalty',
         'update_ema': 'moving averages'}
     kept = {k: getattr(steps, k) for k in names} | {'add': steps._Phase.add, 'descend': steps._Phase.descend}

@@ -34,7 +34,10 @@ def _without_compiler():
         for n in names:
             if isinstance(sys.modules.get(n), _Later): del sys.modules[n]
 
-def architecture(name, classes):
+def architecture(
+    name,     # of timm or torchvision
+    classes,  # how many outputs
+):
     """A network by name, from timm or torchvision, with random weights, and the prefixes of the keys of its head.
     Channels last: up to twice as fast on a CPU."""
     with _without_compiler(): import timm, torchvision
@@ -68,7 +71,12 @@ def _cut(model, stride, classes):
     model.conv_head, model.bn2, width = nn.Identity(), nn.Identity(), last['num_chs']
     model.classifier = nn.Linear(width, classes) if classes else nn.Identity()
 
-def load_weights(model, state, source, head=()):
+def load_weights(
+    model,    # changed in place
+    state,    # dict of tensors
+    source,   # for the error
+    head=(),  # prefixes of keys that may differ
+):
     """Load `state` into `model`, every key and shape checked; where keys that start with one of `head` differ, they
     become zero: every class equally likely."""
     own = model.state_dict()

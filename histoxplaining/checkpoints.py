@@ -178,7 +178,10 @@ def save_model(
         if old.exists() and not folder.exists(): old.rename(folder)
         for p in (tmp, old): shutil.rmtree(p, ignore_errors=True)
 
-def load_network(cls, path):
+def load_network(
+    cls,   # its class, with `init` arguments in the file
+    path,  # *.safetensors
+):
     "Build a network of class `cls` from a weights file that carries its arguments."
     init = load_meta(path)
     if not {'size', 'w_dim'} & set(init): raise CheckpointError(f'{path}: does not say what network it belongs to')

@@ -61,7 +61,10 @@ def constants(
             ('; divide those of a scale to 255 by 255' if max(v) > 2 else ''))
     return tuple(float(k) for k in v)
 
-def inner_modules(model, depth:int=3)->list:
+def inner_modules(
+    model,        # any callable
+    depth:int=3,  # how far to look
+)->list:
     "Modules in a callable: itself, or inside its closure, the globals it names, a partial, or an object."
     if isinstance(model, nn.Module): return [model]
     if depth == 0 or model is None: return []

@@ -182,7 +182,10 @@ def hx_classifier(
         print(report_card(clf.report), f"\ntemperature {clf.temperature:.2f}, {clf.report['seconds']:.0f} s -> {out}")
 
 # %% ../nbs/36_cli.ipynb #a7625e90
-def wandb_callback(config, name):
+def wandb_callback(
+    config,  # a dataclass or dict
+    name,    # of the run
+):
     "A callback that sends log rows to Weights & Biases; None, with one line, where it is not installed."
     try: import wandb
     except ImportError:
@@ -208,7 +211,10 @@ def callbacks(*fs):
     fs = [f for f in fs if f is not None]
     return (lambda row: [f(row) for f in fs] and None) if fs else None
 
-def continued(given:dict, ckpt):
+def continued(
+    given:dict,  # what is asked for, by name
+    ckpt,        # run folder or state file, or None
+):
     "Settings for continuing a run: the checkpoint's, except for what was given."
     if ckpt is None: return TrainConfig(**given)
     p = Path(ckpt)

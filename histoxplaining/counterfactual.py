@@ -18,10 +18,10 @@ from .images import from_uint8, optical_density, resize, to_uint8, unmixed
 from .classifier import log_odds
 from .explainer import Code, Explainer, as_batch, as_pictures
 from .latents import NoDirection
-from histoxplaining.methods import (Ask, Edit, Trial, answer, crossing, differentiable, edge, in_views, methods, moved,
+from histoxplaining.methods import (Ask, Edit, Trial, answer, crossing, differentiable, mahalanobis_limit, in_views, methods, moved,
     search)
 from .methods import direction, gradient, sefa
-from .inversion import carry_detail, refine as refined
+from .inversion import transfer_detail, optimise_code as refined
 
 # %% ../nbs/28_counterfactual.ipynb #3dc9d6ce
 def _none(): return np.zeros((0,), np.float32)
@@ -145,7 +145,11 @@ def probability(odds):
     "p of log-odds."
     return 1 / (1 + np.exp(-np.asarray(odds, np.float64)))
 
-def size_at(sizes, odds, level=0.)->float:
+def size_at(
+    sizes,     # ascending
+    odds,      # log-odds at them
+    level=0.,  # log-odds to be reached
+)->float:
     "Size at which log-odds first reach a level, straight between what was looked at; nan where they do not."
     k = next((k for k, m in enumerate(odds) if m >= level), None)
     if k is None: return float('nan')
@@ -221,7 +225,7 @@ class _Job:
         "Final uint8 pictures; with `whole` also mask and ghosting."
         if not self.carry: return to_uint8(img)
         x, before = (from_uint8(v[idx]).to(img.device) for v in (self.originals, self.recon))
-        out, *rest = carry_detail(x, before, img.clamp(-1, 1))
+        out, *rest = transfer_detail(x, before, img.clamp(-1, 1))
         return (to_uint8(out), *rest) if whole else to_uint8(out)
 
     def try_rays(self, idx, method, edits, scan):
@@ -327,7 +331,10 @@ def _many_rays(explainer, method, code, ask):
     if method != 'direction': out += [('gradient', gradient(explainer, code, in_space(s))) for s in spaces]
     return out
 
-def effect(a, b):
+def effect(
+    a,  # uint8 [H, W, 3]
+    b,  # the same, after the change
+):
     """The change from one picture to another as a vector of unit length, blurred to a 16th of the side: what tells
     answers apart."""
     d = F.adaptive_avg_pool2d(optical_density(from_uint8(b)) - optical_density(from_uint8(a)), 16).flatten()
@@ -536,7 +543,7 @@ def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_re
     p_orig, p_small, p_recon = ((v / T).softmax(1) for v in (of_files, of_tiles, of_recon))
     sources, targets = _decided(explainer, p_orig, target, ask.classifier)
     classes = explainer.classes_of(ask.classifier)
-    distance, limit = explainer.reference.distance(code.mean).tolist(), edge(explainer)
+    distance, limit = explainer.reference.distance(code.mean).tolist(), mahalanobis_limit(explainer)
     cfs, out = [], []
     for i, (s, t) in enumerate(zip(sources, targets)):
         cf = Counterfactual(names[i], classes, classes[s], classes[t], ask.p, method,

@@ -176,7 +176,7 @@ def jpeg(
 
 def stability(
     pairs:Pairs,
-    classifier,
+    classifier,   # another than the model's own
 )->dict:
     """p of the target on the saved picture (`saved`), as the mean of its eight dihedral views (`views`) and after
     JPEG-90 (`jpeg`), of start (`start`): float64 `[N]` each."""

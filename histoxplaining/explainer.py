@@ -34,7 +34,10 @@ def _tensor_pictures(t):
             '(ToTensor), pass x * 2 - 1', stacklevel=4)
     return t.float()
 
-def as_picture(im, name='picture')->np.ndarray:
+def as_picture(
+    im,              # path, PIL image or array
+    name='picture',  # for the error
+)->np.ndarray:
     """One picture in any usual form as uint8 `[H, W, 3]`: a path, a PIL image, or an array: RGB, RGBA, grey,
     channels first or last, floats from 0 to 1. Raises `DataError`."""
     if isinstance(im, (str, Path)): return read_image(im)

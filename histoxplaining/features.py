@@ -419,7 +419,12 @@ def cache_folder():
     "Where feature vectors are kept: `$HX_CACHE/features`, else `~/.cache/histoxplaining/features`."
     return cache_root()/'features'
 
-def feature_batches(pictures, f, indices=None, batch=64):
+def feature_batches(
+    pictures,      # store, array or tensor
+    f,             # `Features`
+    indices=None,  # which, in this order; default: all
+    batch=64,      # at a time
+):
     "Vectors of a set, batch by batch, in order: nothing is kept."
     indices = np.arange(len(pictures)) if indices is None else np.asarray(indices)
     for i in progress(range(0, len(indices), batch)): yield f(pictures.read(indices[i:i + batch]), batch)

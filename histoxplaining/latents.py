@@ -123,7 +123,12 @@ def keep_still(
         -1) @ R.T @ cov if R.shape[1] else d
 
 # %% ../nbs/24_latents.ipynb #f21fdf59
-def logit_difference(explainer, source, target, classifier=None):
+def logit_difference(
+    explainer,        # an `Explainer`
+    source,           # class, an index
+    target,           # class, an index
+    classifier=None,  # another than the model's own
+):
     "The function of pictures that the directions follow: logit of the target minus logit of the source."
     def fn(img):
         l = explainer.classify(img, classifier)
@@ -131,7 +136,10 @@ def logit_difference(explainer, source, target, classifier=None):
     return fn
 
 @torch.no_grad()
-def reference_logits(explainer, classifier)->torch.Tensor:
+def reference_logits(
+    explainer,   # an `Explainer`
+    classifier,  # another than the own
+)->torch.Tensor:
     "What another classifier says of the pictures of the reference codes: `[n, C]`. Kept in the explainer."
     def make():
         return torch.cat([explainer.classify(explainer.generate(c.w, c.feat), classifier).cpu()
@@ -153,7 +161,14 @@ def source_side(
     return side if len(side) >= 32 else margin.argsort(descending=True)[:32]
 
 @torch.no_grad()
-def effect_curve(explainer, d, w, feat, fn, sizes=(1., 2., 3., 5., 8.))->torch.Tensor:
+def effect_curve(
+    explainer,                  # an `Explainer`
+    d,                          # step [w_dim]
+    w,                          # codes of n tiles
+    feat,                       # their layout codes, or None
+    fn,                         # pictures -> numbers [n]
+    sizes=(1., 2., 3., 5., 8.), # of the step
+)->torch.Tensor:
     "Median change of `fn` at some sizes of the step `d`: `[k, 2]`."
     d = d.to(w)
     at = lambda t: torch.cat([fn(explainer.generate(w[i:i + 32] + t * d, None if feat is None else feat[i:i + 32]))
@@ -161,7 +176,13 @@ def effect_curve(explainer, d, w, feat, fn, sizes=(1., 2., 3., 5., 8.))->torch.T
     start = at(0.)
     return torch.tensor([[t, float((at(t) - start).median())] for t in sizes])
 
-def class_gradient(explainer, source:int, target:int, classifier=None, n:int=128)->torch.Tensor:
+def class_gradient(
+    explainer,        # an `Explainer`
+    source:int,       # class, an index
+    target:int,       # class, an index
+    classifier=None,  # another than the model's own
+    n:int=128,        # tiles looked at
+)->torch.Tensor:
     """Mean gradient of the logit difference over encoded training tiles on the source's side: `[w_dim]`. Kept in the
     explainer."""
     def make():

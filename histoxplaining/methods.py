@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['REACH', 'FARTHER', 'Ask', 'Trial', 'Edit', 'moved', 'next_size', 'in_views', 'judged', 'search', 'crossing', 'answer',
-           'edge', 'room', 'along', 'direction', 'conditional', 'sefa', 'differentiable', 'gradient', 'attfind',
-           'attfind_subset', 'prototype', 'Amortised', 'train_amortised', 'amortised', 'translate', 'methods']
+           'mahalanobis_limit', 'largest_step', 'along', 'direction', 'conditional', 'sefa', 'differentiable',
+           'gradient', 'attfind', 'attfind_subset', 'prototype', 'Amortised', 'train_amortised', 'amortised',
+           'translate', 'methods']
 
 # %% ../nbs/26_methods.ipynb #def3e60d
 import math
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
-from .files import HxError, load_meta, load_tensors, progress, save_tensors, stream
+from .files import renamed, HxError, load_meta, load_tensors, progress, save_tensors, stream
 from .images import dihedral, from_uint8, hed, resize_batch, to_uint8
 from .layers import normalize_2nd_moment
 from .translator import NOISE, Asked
@@ -25,6 +26,8 @@ from histoxplaining.latents import (HOLDS, NoDirection, class_direction, conditi
 from .latents import sefa as sefa_directions
 from .stylespace import attfind as attfind_directions
 from .stylespace import from_s, own_coordinates, s_spread, searched, to_s
+
+__getattr__ = renamed(__name__, edge='mahalanobis_limit', room='largest_step')   # one release long
 
 # %% ../nbs/26_methods.ipynb #61243a40
 REACH = 16.   # no edit goes further, in standard deviations of encoded tissue
@@ -84,7 +87,13 @@ class Edit:
         end = max(m[-1] / t[-1], 1e-6)
         return lambda gap: float(np.interp(gap, m, t)) if gap <= m[-1] else t[-1] + (gap - m[-1]) / end
 
-def moved(explainer, code, edit, steps, res=None):
+def moved(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    edit,       # an `Edit` of N rays
+    steps,      # sizes [N]
+    res=None,   # side of the picture; default: the whole
+):
     """Pictures `[N, 3, H, W]` at sizes `steps [N]` along an edit; differentiable. With `res` the generator's own
     smaller pictures."""
     kw, w, feat = {} if res is None else dict(res=res), code.w, code.feat
@@ -142,7 +151,12 @@ def in_views(
     "Logits of pictures that are turned and mirrored: `[views, N, C]`."
     return torch.stack([explainer.classify(dihedral(from_uint8(pictures), k), classifier).cpu() for k in range(views)])
 
-def judged(explainer, pictures, ask, views=None):
+def judged(
+    explainer,   # an `Explainer`
+    pictures,    # uint8 [N, H, W, 3]
+    ask,         # an `Ask`: class, p, views, classifier
+    views=None,  # of the mean; default: the ask's
+):
     """Log-odds of the target for uint8 pictures `[N, H, W, 3]`: of the picture itself, or of the mean over views
     where that is less. A list."""
     views, T = views or ask.views, ask.judge(explainer).temperature
@@ -275,20 +289,29 @@ def answer(
     return next((v for v in seen if v.size >= .999 * whole and v.log_odds >= ask.goal), None)
 
 # %% ../nbs/26_methods.ipynb #f8525916
-def edge(explainer)->float:
+def mahalanobis_limit(explainer)->float:
     "Mahalanobis distance that 99.5 % of encoded tiles stay below. Kept."
-    return explainer.cache.get('edge', make=explainer.reference.limit)
+    return explainer.cache.get('mahalanobis limit', make=explainer.reference.limit)
 
-def room(explainer, code, d)->np.ndarray:
+def largest_step(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    d,          # [w_dim] or [N, w_dim]
+)->np.ndarray:
     """How far codes can go along unit steps `d [w_dim]` or `[N, w_dim]` within the encoded tissue: `[N]`, at most
     `REACH`."""
     w = code.mean
     u = explainer.reference.whitened(w)
     v = torch.linalg.solve_triangular(explainer.reference.root.to(w), d.reshape(-1, d.shape[-1]).T, upper=False).T
-    limit, b = torch.maximum(u.norm(dim=1), torch.tensor(edge(explainer)).to(u)), (u * v).sum(1)
+    limit, b = torch.maximum(u.norm(dim=1), torch.tensor(mahalanobis_limit(explainer)).to(u)), (u * v).sum(1)
     return (-b + (b.square() + limit.square() - u.square().sum(1)).clamp_min(0).sqrt()).clamp(0, REACH).cpu().numpy()
 
-def along(explainer, code, direction, ask)->Edit:
+def along(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    direction,  # a `Direction`
+    ask,        # an `Ask`: class, p, views, classifier
+)->Edit:
     "The edit that follows one `Direction` from every code."
     w, space, temperature = code.w, ask.space, ask.judge(explainer).temperature
     if space not in ('w', 's'):
@@ -296,23 +319,35 @@ def along(explainer, code, direction, ask)->Edit:
             f"method='gradient' for '{space}'")
     d, n = direction.vector.to(w), len(w)
     curve = None if direction.effect is None or space != 'w' else direction.effect.numpy() * [[1., 1 / temperature]]
-    reach, slope = room(explainer, code, d), np.full(n, direction.slope / temperature)
+    reach, slope = largest_step(explainer, code, d), np.full(n, direction.slope / temperature)
     if space == 'w': return Edit(direction.name, w=d.expand(n, 1, -1), reach=reach, slope=slope, curve=curve)
     with torch.no_grad(): s = (to_s(explainer, w + d) - to_s(explainer, w)) * searched(explainer).to(w)
     return Edit(direction.name, s=s, reach=reach, slope=slope)
 
-def direction(explainer, code, ask):
+def direction(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    ask,        # an `Ask`: class, p, views, classifier
+):
     """The whitened class direction, the same for all tiles: steepest under the covariance of encoded tissue
     (Mahalanobis 1936 for the metric; class direction as in room `latents`)."""
     return [along(explainer, code, class_direction(explainer, ask.source, ask.target, ask.hold, ask.classifier), ask)]
 
-def conditional(explainer, code, ask):
+def conditional(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    ask,        # an `Ask`: class, p, views, classifier
+):
     """The step that the class label makes in the mapping network, averaged over z (Karras et al. 2020b, conditional
     StyleGAN2-ADA)."""
     return [along(explainer, code, conditional_direction(explainer, ask.source, ask.target, ask.hold, ask.classifier,
         seed=ask.seed), ask)]
 
-def sefa(explainer, code, ask):
+def sefa(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    ask,        # an `Ask`: class, p, views, classifier
+):
     "The three eigen-directions of the style affines that the classifier reacts to most (Shen & Zhou 2021)."
     return [along(explainer, code, d, ask) for d in sefa_directions(explainer, ask.source, ask.target, ask.hold,
         ask.classifier)[:3]]
@@ -334,7 +369,10 @@ def _variables(explainer, code, space):
     return [torch.zeros(rows, len(root), device=dev),
         torch.zeros(rows, *feat.shape[1:], device=dev)], lambda z: style(z) | dict(feat=smooth(z[1]) * unit)
 
-def differentiable(explainer, ask)->bool:
+def differentiable(
+    explainer,  # an `Explainer`
+    ask,        # an `Ask`: class, p, views, classifier
+)->bool:
     "Whether the classifier lets gradients through to the picture. Asked once."
     def make():
         x = torch.zeros(1, 3, explainer.size, explainer.size, device=explainer.device, requires_grad=True)
@@ -380,7 +418,7 @@ def _descend(explainer, code, ask, goal, generator, steps, restarts):
             go = ((goal + .3 - m) / length).clamp(0, 1.5) / length
             z = [.97 * v + _times(d, go) for v, d in zip(z, g)]
             if u0 is not None:
-                limit = u0.norm(dim=1).clamp_min(edge(explainer))
+                limit = u0.norm(dim=1).clamp_min(mahalanobis_limit(explainer))
                 z[0] = (u0 + z[0]) * (limit / (u0 + z[0]).norm(dim=1)).clamp_max(1)[:, None] - u0
     length = torch.where(torch.isinf(size), _norm(best), size).view(restarts, n)
     # shortest success; else nearest to the goal
@@ -389,7 +427,14 @@ def _descend(explainer, code, ask, goal, generator, steps, restarts):
     chosen = [b.view(restarts, n, *b.shape[1:])[k, torch.arange(n)] for b in best]
     return edit(chosen), length[k, torch.arange(n)], top.view(restarts, n)[k, torch.arange(n)], m0[:n]
 
-def gradient(explainer, code, ask, steps=14, restarts=2, batch=16):
+def gradient(
+    explainer,   # an `Explainer`
+    code,        # `Code` of N tiles
+    ask,         # an `Ask`: class, p, views, classifier
+    steps=14,    # of the descent
+    restarts=2,  # with more weight on the class
+    batch=16,    # tiles at a time
+):
     """Classifier-guided descent from each tile with proximity, prior and hold (the minimal linearised step of
     DeepFool, Moosavi-Dezfooli et al. 2016, in whitened latent coordinates; guidance as in Joshi et al. 2019 and
     Goetschalckx et al. 2019)."""
@@ -401,7 +446,7 @@ def gradient(explainer, code, ask, steps=14, restarts=2, batch=16):
     ray = {k: _times(torch.cat([q[0][k] for q in parts]), 1 / size) for k in parts[0][0]}
     reach = (1.1 * size).cpu().numpy()
     # further only where that stays within the tissue
-    if 'w' in ray: reach = np.maximum(reach, np.minimum(room(explainer, code, ray['w'][:, 0]), 2 * reach))
+    if 'w' in ray: reach = np.maximum(reach, np.minimum(largest_step(explainer, code, ray['w'][:, 0]), 2 * reach))
     return [Edit(f'gradient in {ask.space}', **ray, reach=reach, slope=((top - m0) / size).cpu().numpy())]
 
 # %% ../nbs/26_methods.ipynb #03fd7f21
@@ -422,12 +467,20 @@ def _as_rays(explainer, steps, ks, name):
         reach = (1.5 * size).cpu().numpy()                           # half as far again as most tiles go
         yield Edit(f'{name}, {k} channel{"s" * (k > 1)}', s=s / size[:, None], reach=reach, slope=np.full(len(s), 1.))
 
-def attfind(explainer, code, ask):
+def attfind(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    ask,        # an `Ask`: class, p, views, classifier
+):
     """One, two or five channels of StyleSpace per tile, each chosen for itself (AttFind with independent selection,
     Lang et al. 2021; StyleSpace: Wu et al. 2021). Nothing is held but ToRGB."""
     return list(_as_rays(explainer, _channels(explainer, code, ask, False), (1, 2, 5), 'attfind'))
 
-def attfind_subset(explainer, code, ask):
+def attfind_subset(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    ask,        # an `Ask`: class, p, views, classifier
+):
     """Up to five channels of StyleSpace per tile, each chosen in the company of the others (AttFind with subset
     selection, Lang et al. 2021)."""
     return list(_as_rays(explainer, _channels(explainer, code, ask, True), (5,), 'attfind subset'))
@@ -450,7 +503,12 @@ def _convinced(explainer, ask):
         make=lambda: _of_pictures(says, explainer, explainer.reference.code))
     return (odds >= ask.goal).nonzero()[:, 0]
 
-def prototype(explainer, code, ask, k=12):
+def prototype(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    ask,        # an `Ask`: class, p, views, classifier
+    k=12,       # prototypes tried
+):
     """Towards each of the k encoded training tiles that look most like this one among those that the classifier
     gives to the target (nearest unlike neighbours: Brughmans et al. 2023; prototypes: Van Looveren & Klaise
     2021)."""
@@ -591,7 +649,11 @@ def _amortised(explainer, hold):
     return explainer.cache.get('amortised', hold, make=make)
 
 @torch.no_grad()
-def amortised(explainer, code, ask):
+def amortised(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    ask,        # an `Ask`: class, p, views, classifier
+):
     """One pass of a network that was trained to do the descent (as amortised counterfactuals of Goetschalckx et al.
     2019 and Mahajan et al. 2019, here in whitened w with the generator frozen)."""
     if ask.classifier is not None: raise HxError("amortised: the network was trained for the model's own classifier")
@@ -603,14 +665,18 @@ def amortised(explainer, code, ask):
     u = net(explainer.reference.whitened(code.mean), full(ask.source), full(ask.target), ask.goal + .2 - m)
     size = u.norm(dim=1).clamp_min(1e-6)
     d = (u / size[:, None]) @ explainer.reference.root.to(w).T
-    reach = np.minimum(room(explainer, code, d), (2 * size).cpu().numpy())
+    reach = np.minimum(largest_step(explainer, code, d), (2 * size).cpu().numpy())
     return [Edit('amortised', w=d[:, None], reach=reach, slope=((ask.goal + .2 - m) / size).cpu().numpy())]
 
 # %% ../nbs/26_methods.ipynb #fb197a7f
 FARTHER = 1.25   # how far beyond its whole step a translation may be taken
 
 @torch.no_grad()
-def translate(explainer, code, ask):
+def translate(
+    explainer,  # an `Explainer`
+    code,       # `Code` of N tiles
+    ask,        # an `Ask`: class, p, views, classifier
+):
     """The step of the translator that was trained for the model (room `translator`), with its layout; for several
     answers one per draw of noise."""
     T = explainer.translator

@@ -69,7 +69,15 @@ def _by_convolution(x, f, up, down, pad, flip):
     w = (f if flip else f.flip([0, 1])).to(x)[None, None].expand(C, 1, -1, -1)
     return F.conv2d(F.pad(x, pad), w, stride=down[::-1], groups=C)
 
-def upfirdn2d_reference(x, f, up, down, pad, flip, gain):
+def upfirdn2d_reference(
+    x,     # [N, C, H, W]
+    f,     # filter [kh, kw], or None
+    up,    # (y, x) factors
+    down,  # (y, x) factors
+    pad,   # (top, bottom, left, right), may be negative
+    flip,  # correlate instead of convolving
+    gain,  # multiplies the result
+):
     "`upfirdn2d` in plain PyTorch; every argument in its full form."
     if f.ndim == 1 and max(x.shape[2:]) <= MATRIX_MAX and x.device.type == 'cpu':
         y = _by_matrix(x, f, up, down, pad, flip)
@@ -87,7 +95,15 @@ ACTIVATIONS = {  # name: (function(x, alpha), default alpha, default gain); the 
     'swish':   (lambda x, a: x * x.sigmoid(),     0.,  2**.5),
 }
 
-def bias_act_reference(x, b, dim, act, alpha, gain, clamp):
+def bias_act_reference(
+    x,      # [N, C, ...]
+    b,      # bias [C], or None
+    dim,    # where the channels are
+    act,    # name of the activation
+    alpha,  # slope or shape of it
+    gain,   # multiplies its result
+    clamp,  # limit of its result; None: none
+):
     "`bias_act` in plain PyTorch; every argument in its full form."
     if b is not None: x = x + b.to(x.dtype).view([-1 if i == dim else 1 for i in range(x.ndim)])
     x = ACTIVATIONS[act][0](x, alpha)

@@ -30,7 +30,10 @@ def _size(s:float)->str: return f'{s:.2f} s.d.' if math.isfinite(s) else '–'
 def _signed(v:float)->str:
     return '–' if not math.isfinite(v) else '0.00' if abs(v) < .005 else f'{v:+.2f}'.replace('-', '−')
 def _short(s:str, n:int)->str: return s if len(s) <= n else s[:n - 1] + '…'
-def class_colour(cf, name:str)->str:
+def class_colour(
+    cf,        # a `Counterfactual`
+    name:str,  # of the class
+)->str:
     "The colour that stands for a class everywhere."
     return CLASS_COLOURS[list(cf.classes).index(name) % len(CLASS_COLOURS)]
 
@@ -250,7 +253,10 @@ def _map_uri(img:np.ndarray)->str:
     Image.fromarray(img).save(b, 'JPEG', quality=75)
     return data_uri(b.getvalue(), 'jpeg')
 
-def change_maps(cf, limit:float|None=None)->list:
+def change_maps(
+    cf,                     # a `Counterfactual`
+    limit:float|None=None,  # optical density of full colour; default: as the picture needs
+)->list:
     """Where each picture of the path differs from the picture before the edit, in colours of one scale: uint8 `[H,
     W, 3]` each."""
     start = _density(cf.before if hasattr(cf, 'before') else cf.reconstruction)
@@ -357,7 +363,10 @@ def _facts(cf)->dict:
             'area changed': f'{cf.area:.0%}' if math.isfinite(cf.area) else '–', 'tile': f'{w} × {h} px',
                 'time': _time(cf.seconds)}
 
-def class_mark(cf, name:str)->str:
+def class_mark(
+    cf,        # a `Counterfactual`
+    name:str,  # of the class
+)->str:
     "A class's name behind its colour, as HTML."
     return f'<span class="cls"><i style="background:{class_colour(cf, name)}"></i>{escape(name)}</span>'
 

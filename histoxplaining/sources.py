@@ -196,7 +196,10 @@ def file_stamp(path):
     except (OSError, ValueError): return 'missing'
     return f'{s.st_size} {s.st_mtime_ns}'
 
-def decoded_text(raw, name):
+def decoded_text(
+    raw,   # its bytes
+    name,  # for the error
+):
     "The text of a table in the encoding that its bytes show: UTF-8 or UTF-16. Raises `DataError`."
     if raw[:2] in (b'\xff\xfe', b'\xfe\xff'):
         try: return raw.decode('utf-16')
@@ -382,7 +385,10 @@ def _env(path):
             _ENVS[real] = (*who, _open(path))
         return _ENVS[real][2]
 
-def lmdb_value(path, key):
+def lmdb_value(
+    path,  # folder of the LMDB
+    key,   # bytes
+):
     "What an LMDB holds under a key, or None."
     with _env(path).begin() as txn: return txn.get(key)
 
@@ -577,7 +583,10 @@ def fail_with(e):
     "Raise an error from within an expression."
     raise e
 
-def checked_source(src, group):
+def checked_source(
+    src,    # a `Source`
+    group,  # regular expression for the groups, or None
+):
     "A source with its groups, in which no class is empty."
     if group: src.items = _with_groups(src.items, group, src.path)
     for c, labels in src.classes.items():

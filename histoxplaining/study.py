@@ -144,7 +144,10 @@ def _row(key, reader, a, path):
 
 DRAWS = 2000   # of readers and items
 
-def dprime(right:int, n:int)->float:
+def dprime(
+    right:int,  # right answers
+    n:int,      # answers
+)->float:
     "Sensitivity of a choice between two from the count of right answers (log-linear correction)."
     from scipy.stats import norm
     return math.sqrt(2) * float(norm.ppf((right + .5) / (n + 1)))

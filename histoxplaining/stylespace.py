@@ -18,11 +18,17 @@ def s_layout(explainer)->list:
     return [(name, generator_of(explainer).synthesis.get_submodule(name).affine.weight.shape[0]) for name,
         _ in explainer.G.synthesis.layers]
 
-def to_s(explainer, w)->torch.Tensor:
+def to_s(
+    explainer,  # an `Explainer`
+    w,          # [N, w_dim] or [N, num_ws, w_dim]
+)->torch.Tensor:
     "Styles of w as one vector per picture: `[N, S]`."
     return torch.cat(list(generator_of(explainer).styles(w).values()), 1)
 
-def from_s(explainer, s)->dict:
+def from_s(
+    explainer,  # an `Explainer`
+    s,          # [N, S]
+)->dict:
     "The vector `[N, S]` back to what `Explainer.generate(s=...)` takes."
     names, widths = zip(*s_layout(explainer))
     return dict(zip(names, s.split(widths, 1)))
@@ -31,7 +37,10 @@ def s_names(explainer)->list:
     "A name per coordinate, e.g. 'b16.conv1 #37'."
     return [f'{name} #{i}' for name, n in s_layout(explainer) for i in range(n)]
 
-def searched(explainer, torgb:bool=False)->torch.Tensor:
+def searched(
+    explainer,         # an `Explainer`
+    torgb:bool=False,  # also the layers that only paint colour
+)->torch.Tensor:
     "Which coordinates a search may touch: bool `[S]`."
     return torch.tensor([torgb or 'torgb' not in name for name, n in s_layout(explainer) for _ in range(n)])
 
@@ -43,14 +52,23 @@ def s_spread(explainer):
 
 # %% ../nbs/25_stylespace.ipynb #8ba8a818
 @torch.no_grad()
-def s_targets(explainer, quantile:float=.02)->tuple:
+def s_targets(
+    explainer,           # an `Explainer`
+    quantile:float=.02,  # that counts as an extreme
+)->tuple:
     "Low and high extreme of each coordinate over the reference tiles: two `[S]`."
     def make():
         s = to_s(explainer, explainer.reference.w.to(explainer.device))
         return tuple(s.quantile(q, 0) for q in (quantile, 1 - quantile))
     return explainer.cache.get('range of s', quantile, make=make)
 
-def screen_effects(explainer, w, feat, fn, batch:int=16)->torch.Tensor:
+def screen_effects(
+    explainer,     # an `Explainer`
+    w,             # codes of n tiles
+    feat,          # their layout codes, or None
+    fn,            # pictures -> numbers [n]
+    batch:int=16,  # at a time
+)->torch.Tensor:
     """First-order effect on `fn` of moving each coordinate of each tile to its better extreme, and which that is (0
     low, 1 high): two `[n, S]`."""
     lo, hi = s_targets(explainer)

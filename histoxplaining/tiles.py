@@ -94,7 +94,10 @@ def dhash(img)->int:
     bits = (grey[:8, 1:9] > grey[:8, :8]).flatten()
     return int(np.packbits(bits).view('>u8')[0])
 
-def alike(hashes, bits:int)->list:
+def alike(
+    hashes,    # 64-bit difference hashes
+    bits:int,  # that may differ
+)->list:
     "Sets of places whose hashes differ in at most so many bits, also by way of others."
     h, parent = np.array(hashes, np.uint64), list(range(len(hashes)))
     def root(i):

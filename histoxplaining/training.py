@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'preset', 'weights_to_start_from', 'transplant', 'Gallery', 'samples', 'sample_grid', 'reconstruct',
-           'validate', 'health', 'Yardstick', 'Wish', 'Live', 'translated', 'duration', 'Run', 'train']
+           'validate', 'health', 'SampleMetrics', 'GracefulStop', 'Live', 'translated', 'duration', 'Run', 'train']
 
 # %% ../nbs/22_training.ipynb #2b911c38
 import errno, io, math, signal, sys, tempfile, threading, time, warnings
@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np, torch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
-from .files import CheckpointError, HxError, draw, stream, write_json
+from .files import renamed, CheckpointError, HxError, draw, stream, write_json
 from .images import grid, style, to_uint8, write_png
 from .tiles import Batches, TileStore
 from .classifier import Classifier, check_names
@@ -24,9 +24,11 @@ from .features import FeatureSet, features
 from .metrics import Moments, frechet_distance, kid
 from .losses import alexnet_weights, perceptual
 from .distributed import average, broadcast, highest, rank, share, together, world
-from .monitoring import Eyes, alarms, probe_auc, spread
+from .monitoring import FeatureExtractor, alarms, probe_auc, spread
 from .translator import Asked, stepped
 from .training_step import TrainConfig, TrainState, align_w, class_vectors, resolve, train_step
+
+__getattr__ = renamed(__name__, Yardstick='SampleMetrics', Wish='GracefulStop')   # one release long
 
 # %% ../nbs/22_training.ipynb #be3d2e6d
 PRESETS = {
@@ -230,7 +232,12 @@ def samples(
     return torch.cat(out), gallery.labels[pick]
 
 @torch.no_grad()
-def sample_grid(st, cfg, gallery, cols=8):
+def sample_grid(
+    st,       # a `TrainState`
+    cfg,      # a resolved `TrainConfig`
+    gallery,  # a `Gallery`
+    cols=8,   # pictures of each class
+):
     "Samples of the averaged generator: rows are classes, columns share z and layout code."
     G, E, dev = st.ema['G'], st.ema['E'] if 'E' in st.ema else None, cfg.device
     z = torch.randn(cols, G.z_dim, generator=stream(cfg.seed, 'grid')).to(dev)
@@ -240,13 +247,24 @@ def sample_grid(st, cfg, gallery, cols=8):
     return grid(to_uint8(torch.cat(rows)), cols)
 
 @torch.no_grad()
-def reconstruct(st, cfg, x, layout=True):
+def reconstruct(
+    st,           # a `TrainState`
+    cfg,          # a resolved `TrainConfig`
+    x,            # tiles [N, 3, size, size]
+    layout=True,  # with their layout codes
+):
     "Encode and render tiles with the averaged networks."
     w, feat = st.ema['E'].encode(x)
     return st.ema['G'].synthesis(w, feat if layout else None, noise_mode='const' if cfg.noise else 'none')
 
 @torch.no_grad()
-def validate(st, cfg, clf, dist, x):
+def validate(
+    st,    # a `TrainState`
+    cfg,   # a resolved `TrainConfig`
+    clf,   # frozen classifier, or None
+    dist,  # perceptual distance of two batches
+    x,     # held-out tiles [N, 3, size, size]
+):
     "Reconstruction figures on held-out tiles, with and without the layout code."
     out = {}
     for name, layout in (('', True), ('_w', False)):
@@ -259,14 +277,21 @@ def validate(st, cfg, clf, dist, x):
 
 # %% ../nbs/22_training.ipynb #becb0f25
 @torch.no_grad()
-def health(st, cfg, clf, gallery, eyes, n=64):
+def health(
+    st,         # a `TrainState`
+    cfg,        # a resolved `TrainConfig`
+    clf,        # frozen classifier, or None
+    gallery,    # a `Gallery`
+    extractor,  # a `FeatureExtractor`
+    n=64,       # samples and tiles
+):
     "Figures for `watch.alarms`."
     out = {}
     for k, c in enumerate(gallery.classes):
         mine = gallery.train[(gallery.labels == k)][:n]
         if len(mine) > 1:
-            out[f'diversity/{c}'] = spread(eyes(samples(st, cfg, clf, gallery, len(mine),
-                k if cfg.cgan else None)[0].cpu())) / max(spread(eyes(mine)), 1e-9)
+            out[f'diversity/{c}'] = spread(extractor(samples(st, cfg, clf, gallery, len(mine),
+                k if cfg.cgan else None)[0].cpu())) / max(spread(extractor(mine)), 1e-9)
     if 'E' in st.ema and cfg.arch == 'StyleEx' and st.nimg > cfg.ae_kimg * 1000:
         G, tiles = st.ema['G'], gallery.train[:512].to(cfg.device)
         enc = torch.cat([st.ema['E'](b)[:, 0] for b in tiles.split(64)])
@@ -276,7 +301,7 @@ def health(st, cfg, clf, gallery, eyes, n=64):
             range(len(tiles))).to(cfg.device), c)[:, 0].cpu())
     return out
 
-class Yardstick:
+class SampleMetrics:
     "Measures samples against training tiles, in two feature spaces; the tiles' vectors are kept."
     def __init__(self, cfg, gallery):
         # AlexNet's strides leave nothing of smaller pictures
@@ -307,7 +332,7 @@ class Yardstick:
         return out | {'score': out[f'kid/{self.features[-1 if cfg.disc != "stylegan2" else 0].name}']}
 
 # %% ../nbs/22_training.ipynb #4573b313
-class Wish:
+class GracefulStop:
     "Notes SIGINT and SIGTERM while its block runs; a second SIGINT interrupts at once. `name` is the signal, or ''."
     def __enter__(self):
         self.name, self.old = '', {}
@@ -392,7 +417,12 @@ def _card(run, st, cfg, store):
                 noise=cfg.noise, mpp=store.manifest.get('mpp'), pixel_range=[-1, 1], config=asdict(cfg))
 
 @torch.no_grad()
-def translated(st, x, target, **asked):
+def translated(
+    st,       # a `TrainState`
+    x,        # tiles [N, 3, size, size]
+    target,   # classes [N]
+    **asked,
+):
     "Tiles brought to classes `target [N]`: pictures of the averaged translator."
     w, feat = st.E.encode(x)
     a = Asked.one(len(x), 0, device=x.device, **asked)
@@ -420,7 +450,7 @@ def _look_translated(run, st, cfg, clf, dist, gallery):
     write_png(run.path/'samples'/f'translated_{st.nimg / 1000:08.2f}.png', grid(to_uint8(torch.cat(shown)), 12))
     return row
 
-def _look(run, st, cfg, clf, dist, gallery, eyes):
+def _measured(run, st, cfg, clf, dist, gallery, extractor):
     "Pictures and figures of a snapshot."
     if cfg.arch == 'translator': return _look_translated(run, st, cfg, clf, dist, gallery)
     k = f'{st.nimg / 1000:08.2f}'
@@ -432,7 +462,7 @@ def _look(run, st, cfg, clf, dist, gallery, eyes):
             grid(np.concatenate([to_uint8(x), to_uint8(reconstruct(st, cfg, x)),
             to_uint8(reconstruct(st, cfg, x, layout=False))]), len(x)))
         row |= validate(st, cfg, clf, dist, gallery.held.to(cfg.device))
-    if st.nimg > cfg.ae_kimg * 1000 and cfg.arch != 'autoencoder': row |= health(st, cfg, clf, gallery, eyes)
+    if st.nimg > cfg.ae_kimg * 1000 and cfg.arch != 'autoencoder': row |= health(st, cfg, clf, gallery, extractor)
     return row
 
 # %% ../nbs/22_training.ipynb #544255fb
@@ -490,8 +520,8 @@ class Run:
     def _set_up(self):
         "What the process that writes needs, and the first lines."
         cfg, store, st = self.cfg, self.store, self.st
-        self.gallery, self.eyes = Gallery(store, cfg), Eyes()
-        self.yardstick = Yardstick(cfg, self.gallery) if cfg.metrics_kimg else None
+        self.gallery, self.extractor = Gallery(store, cfg), FeatureExtractor()
+        self.sample_metrics = SampleMetrics(cfg, self.gallery) if cfg.metrics_kimg else None
         with _disk(self.dir):
             write_json(self.dir.path/'config.json', asdict(cfg))
             self.dir.rewind(st.nimg)
@@ -526,7 +556,7 @@ class Run:
         todo = self._judged()
         if todo:
             self.rollback(.5)
-            self.tell(todo | dict(nimg=self.st.nimg))
+            self.write(todo | dict(nimg=self.st.nimg))
         return not todo
 
     def _smaller_parts(self, error):
@@ -551,7 +581,7 @@ class Run:
                 else 'too often; back to the newest checkpoint, at half the learning rate')
             self.say(f"{', '.join(names)} not finite after {before} images: {did}")
             if row['action'] == 'rollback': return row
-            self.tell(dict(nimg=self.st.nimg) | row)
+            self.write(dict(nimg=self.st.nimg) | row)
         self.pending.clear()
 
     def rollback(self, slower):
@@ -568,7 +598,7 @@ class Run:
         self.pending.clear()
         self.batches = self._batches()
 
-    def tell(self, row):
+    def write(self, row):
         "Put a line into the log, to the callback and on the console; alarms in words."
         if not self.lead: return
         with _disk(self.dir): self.dir.log(row)
@@ -588,7 +618,7 @@ class Run:
         if cfg.device != 'cpu': row['peak_mb'] = torch.cuda.max_memory_allocated() / 2**20
         st.seconds, self.begun = row['seconds'], now
         self.signs = {k: row[k] for k in ('sign_real', 'sign_fake', 'proj_real', 'proj_fake') if k in row}
-        self.tell(row)
+        self.write(row)
         self._show(row)
 
     def _show(self, row):
@@ -611,13 +641,13 @@ class Run:
         # the log first: what is logged after the newest state is forgotten when it is gone on from
         if look:
             with _disk(self.dir):
-                row = _look(self.dir, st, cfg, self.clf, self.dist, self.gallery, self.eyes) | self.signs
+                row = _measured(self.dir, st, cfg, self.clf, self.dist, self.gallery, self.extractor) | self.signs
             if measure:
-                row |= self.yardstick(st, cfg, self.clf)
+                row |= self.sample_metrics(st, cfg, self.clf)
                 better = self.dir.best is None or row['score'] < self.dir.best['score']
                 st.since_best = 0 if better else st.since_best + 1
             row |= {'alarms': a} if (a := alarms(row)) else {}
-            self.tell(row)
+            self.write(row)
             some = {k: row[k] for k in ('val_perceptual', 'val_agree', 'score', 'flips/needed_0', 'flips/needed_1',
                 'probe_auc') if isinstance(row.get(k), float)}
             self.say(f"          pictures and checkpoint saved" +
@@ -657,11 +687,11 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
     run = Run(cfg, output, classifier, ckpt, callback, quiet)
     st, stop = run.st, ''
     if run.lead and st.nimg == 0: run.snapshot()
-    with Wish() as wish:
+    with GracefulStop() as graceful:
         while st.nimg < run.end and not stop:
             run.align()
             if not run.step(): continue
-            stop, last = (wish.name or 'a signal') if highest(bool(wish.name)) else '', st.nimg >= run.end
+            stop, last = (graceful.name or 'a signal') if highest(bool(graceful.name)) else '', st.nimg >= run.end
             if run.due(run.cfg.log_kimg) or last or stop: run.log()
             if run.bar is not None: run.bar.update((st.nimg - run.first) // run.cfg.batch)
             if run.due(run.cfg.snap_kimg) or last or stop:
@@ -671,7 +701,7 @@ def _train(cfg, output, classifier, ckpt, callback, quiet):
                 if highest(int(enough)): stop = 'no better pictures for a while'
                 run.begun += time.time() - tick             # pictures and checkpoints are not counted as training time
     if stop:
-        run.tell(dict(nimg=st.nimg, stopped=stop))
+        run.write(dict(nimg=st.nimg, stopped=stop))
         run.say(f'stopped ({stop}) at {st.nimg / 1000:.2f} kimg; everything is saved: continue with --ckpt '
             f'{run.dir.path}')
     return run.dir

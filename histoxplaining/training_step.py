@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'DISCS', 'AUGS', 'RECONSTRUCTION', 'TrainConfig', 'resolve', 'TrainState', 'latents', 'noise_inputs',
-           'encoded', 'fates', 'layouts', 'synthesise', 'seen', 'generator_terms', 'balanced', 'remember_sizes',
-           'discriminator_terms', 'path_length_term', 'update_ema', 'class_vectors', 'train_step', 'align_w']
+           'encoded', 'layout_masks', 'layouts', 'synthesise', 'augmented', 'generator_terms', 'gradient_norm_weighted',
+           'update_gradient_norms', 'discriminator_terms', 'path_length_term', 'update_ema', 'class_vectors',
+           'train_step', 'align_w']
 
 # %% ../nbs/21_training_step.ipynb #c03e5a5c
 import copy
 from dataclasses import asdict, dataclass, replace
 import torch, torch.nn as nn
-from .files import CheckpointError, HxError, draw, stream
+from .files import renamed, CheckpointError, HxError, draw, stream
 from .layers import bfloat16_pays, reduced
 from .networks import Discriminator, Encoder, Generator, ProjectedDiscriminator
 from .augmentation import AdaptiveP, Augment, light, random_view
@@ -20,6 +21,9 @@ from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logis
 from .distributed import average, gather, places, world
 from .monitoring import Guard
 from .translator import Translator, told_class, translator_terms
+
+__getattr__ = renamed(__name__, fates='layout_masks', seen='augmented', balanced='gradient_norm_weighted',
+    remember_sizes='update_gradient_norms')
 
 # %% ../nbs/21_training_step.ipynb #d5bd5f19
 @dataclass(frozen=True)
@@ -288,7 +292,12 @@ class TrainState:
         return [k for k in self.nets if k not in sd['nets']]
 
 # %% ../nbs/21_training_step.ipynb #979f12ea
-def latents(G, c, cfg, idx):
+def latents(
+    G,    # the generator
+    c,    # class vectors [n, C], or None
+    cfg,  # a resolved `TrainConfig`
+    idx,  # global image indices of the batch
+):
     """w of z samples `[n, num_ws, 512]` for class vectors c, with style mixing: z and cut-off depend only on the
     image index."""
     dev = c.device if c is not None else next(G.parameters()).device
@@ -300,7 +309,12 @@ def latents(G, c, cfg, idx):
         w = torch.where(torch.arange(G.num_ws, device=dev)[None, :, None] < cut[:, None, None], w, w2)
     return w
 
-def noise_inputs(G, cfg, idx, name='noise'):
+def noise_inputs(
+    G,             # the generator
+    cfg,           # a resolved `TrainConfig`
+    idx,           # global image indices of the batch
+    name='noise',  # of the stream that it is drawn from
+):
     """Noise of every layer, one draw per image: dict layer -> `[n, 1, r, r]`; None without noise (then
     `noise_mode='none'`)."""
     if not cfg.noise: return None
@@ -309,21 +323,32 @@ def noise_inputs(G, cfg, idx, name='noise'):
     return {n: v.view(len(idx), 1, r, r) for (n, r),
         v in zip(res.items(), flat.split([r * r for r in res.values()], dim=1))}
 
-def encoded(cfg, st, n):
+def encoded(
+    cfg,  # a resolved `TrainConfig`
+    st,   # a `TrainState`
+    n,    # pictures of a batch
+):
     "How many of n pictures are encoded tiles."
     if cfg.arch == 'stylegan2': return 0
     return n if cfg.arch == 'autoencoder' or st.nimg < cfg.ae_kimg * 1000 else round(n * cfg.encode_share)
 
-def fates(cfg, idx):
+def layout_masks(
+    cfg,  # a resolved `TrainConfig`
+    idx,  # global image indices of the batch
+):
     "For encoded tiles of these indices: is its layout code dropped, is it swapped?"
     u = draw((1,), cfg.seed, 'feat', idx, 'uniform')[:, 0]
     return u < cfg.feat_drop, (u >= cfg.feat_drop) & (u < cfg.feat_drop + cfg.feat_swap)
 
-def layouts(cfg, feat, idx):
+def layouts(
+    cfg,   # a resolved `TrainConfig`
+    feat,  # layout codes of the encoded tiles [n, channels, side, side]
+    idx,   # global image indices of the batch
+):
     """Layout code of every picture of a batch, from those of its n encoded tiles, and which of these n keep their
     own: some go without, a share and all samples get another tile's."""
     n, N = len(feat), len(idx)
-    drop, swap = fates(cfg, idx)
+    drop, swap = layout_masks(cfg, idx)
     place = torch.arange(N)
     swap = ~drop & (swap | (place >= n))
     # half way round: the same partner however the batch is dealt out
@@ -333,7 +358,13 @@ def layouts(cfg, feat, idx):
     pick = lambda m: m[:, None, None, None].to(feat.device)
     return torch.where(pick(swap), other, mine) * pick(~drop), ~(swap | drop)[:n]
 
-def synthesise(st, cfg, x, c, idx):
+def synthesise(
+    st,   # a `TrainState`
+    cfg,  # a resolved `TrainConfig`
+    x,    # tiles [N, 3, size, size] in [-1, 1]
+    c,    # class vectors [N, C], or None
+    idx,  # global image indices of the batch
+):
     """The fakes of a batch: reconstructions of the first tiles, samples for the rest. Returns a dict of what the
     terms need."""
     n = encoded(cfg, st, len(x))
@@ -353,22 +384,38 @@ def synthesise(st, cfg, x, c, idx):
     return dict(n=n, w=w, feat=feat, img=img, mapped=mapped, own=own)
 
 # %% ../nbs/21_training_step.ipynb #133000c7
-def seen(st, cfg, x, name, idx):
+def augmented(
+    st,    # a `TrainState`
+    cfg,   # a resolved `TrainConfig`
+    x,     # pictures [N, 3, size, size]
+    name,  # of the stream of the augmentation
+    idx,   # global image indices of the batch
+):
     "Pictures as the plain discriminator gets to see them."
     return x if st.aug is None else st.aug(x, cfg.seed, name, idx)
 
-def generator_terms(st, cfg, clf, dist, x, c, real_logits, idx, adversarial):
+def generator_terms(
+    st,           # a `TrainState`
+    cfg,          # a resolved `TrainConfig`
+    clf,          # frozen classifier, or None
+    dist,         # perceptual distance of two batches
+    x,            # tiles [N, 3, size, size] in [-1, 1]
+    c,            # class vectors [N, C], or None
+    real_logits,  # of the classifier for x
+    idx,          # global image indices of the batch
+    adversarial,  # with the discriminators
+):
     "Terms of generator and encoder for one batch, and the fakes: `(dict name -> scalar, dict)`."
     fk = synthesise(st, cfg, x, c, idx)
     img, n, t = fk['img'], fk['n'], {}
     if adversarial and st.D is not None:
-        fk['seen'] = seen(st, cfg, img, 'aug-fake', idx)
+        fk['seen'] = augmented(st, cfg, img, 'aug-fake', idx)
         t['g_adv'] = g_nonsaturating(st.D(fk['seen'], c))
     if adversarial and st.P is not None:
         fk['feats'] = st.P.features(light(img, cfg.seed, 'light-fake', idx))
         t['g_proj'] = g_hinge(st.P.logits(fk['feats'], c))
     if n:
-        drop, swap = fates(cfg, range(st.nimg, st.nimg +
+        drop, swap = layout_masks(cfg, range(st.nimg, st.nimg +
             encoded(cfg, st, cfg.batch))) if fk['feat'] is not None else (torch.zeros(1, dtype=torch.bool),) * 2
         # of the encoded tiles of the whole batch that keep their layout
         share = (~(drop | swap)).float().mean().item()
@@ -404,7 +451,12 @@ def generator_terms(st, cfg, clf, dist, x, c, real_logits, idx, adversarial):
 RECONSTRUCTION = {'l1': 'l1_weight', 'coarse': 'coarse_weight', 'perceptual': 'perceptual_weight',
     'style': 'style_weight', 'look': 'look_weight'}
 
-def balanced(st, cfg, terms, fk):
+def gradient_norm_weighted(
+    st,     # a `TrainState`
+    cfg,    # a resolved `TrainConfig`
+    terms,  # name -> scalar, of `generator_terms`
+    fk,     # what `synthesise` made
+):
     """One loss from the terms on the pictures, each pulling on the pixels with its share; and the squared size of
     each pull."""
     img, n = fk['img'], fk['n']
@@ -424,7 +476,10 @@ def balanced(st, cfg, terms, fk):
         if k in terms: loss = loss + w * terms[k]
     return loss, sizes
 
-def remember_sizes(st, sizes):
+def update_gradient_norms(
+    st,     # a `TrainState`
+    sizes,  # name -> squared size of the pull on the pixels
+):
     "Move the running sizes of the pulls towards those of a step (squared sizes, summed over its micro-batches)."
     parts = world() * st.parts
     # a mean over processes of sums over micro-batches
@@ -434,12 +489,19 @@ def remember_sizes(st, sizes):
         st.norms[k] = torch.where(torch.isfinite(now), st.norms[k].lerp(now, .02) if k in st.norms else now,
             st.norms.get(k, now.nan_to_num(1.)))
 
-def discriminator_terms(st, cfg, x, c, fk, idx):
+def discriminator_terms(
+    st,   # a `TrainState`
+    cfg,  # a resolved `TrainConfig`
+    x,    # tiles [N, 3, size, size] in [-1, 1]
+    c,    # class vectors [N, C], or None
+    fk,   # what `synthesise` made
+    idx,  # global image indices of the batch
+):
     """Terms of both discriminators for one batch, figures about them, and the plain one's logits of tiles; fakes
     come from the generator's half of the step."""
     t, figures, real = {}, {}, None
     if st.D is not None:
-        real, fake = st.D(seen(st, cfg, x, 'aug-real', idx), c), st.D(fk['seen'].detach(), c)
+        real, fake = st.D(augmented(st, cfg, x, 'aug-real', idx), c), st.D(fk['seen'].detach(), c)
         t['d_adv'] = d_logistic(real, fake)
         figures = {'sign_real': real.sign().mean(), 'sign_fake': fake.sign().mean()}
         if st.aug is not None: figures['aug_p'] = torch.tensor(float(st.aug.p))
@@ -451,7 +513,12 @@ def discriminator_terms(st, cfg, x, c, fk, idx):
             'proj_fake': torch.stack([v.sign().mean() for v in f]).mean()}
     return t, figures, real
 
-def path_length_term(st, cfg, c, idx):
+def path_length_term(
+    st,   # a `TrainState`
+    cfg,  # a resolved `TrainConfig`
+    c,    # class vectors [N, C], or None
+    idx,  # global image indices of the batch
+):
     "Path length regularisation on half a batch of samples (lazy, so its weight is multiplied by its interval)."
     n = max(len(idx) // 2, 1)
     w = latents(st.G, c[:n] if c is not None else None, cfg, [i + 2**40 for i in idx[:n]])     # samples of its own
@@ -489,7 +556,10 @@ class _Phase:
         return bad
 
 @torch.no_grad()
-def update_ema(st, cfg):
+def update_ema(
+    st,   # a `TrainState`
+    cfg,  # a resolved `TrainConfig`
+):
     "Move the averages: half life `ema_kimg`, or `ema_ramp` of the run so far if that is shorter."
     half_life = min(cfg.ema_kimg * 1000, max(st.nimg * cfg.ema_ramp, 1e-8))
     beta = .5**(cfg.batch / half_life)
@@ -498,7 +568,14 @@ def update_ema(st, cfg):
         torch._foreach_lerp_(list(avg.parameters()), list(st.nets[k].parameters()), 1 - beta)
         for a, b in zip(avg.buffers(), st.nets[k].buffers()): a.copy_(b)
 
-def class_vectors(st, cfg, real_logits, clf, y, idx=()):
+def class_vectors(
+    st,           # a `TrainState`
+    cfg,          # a resolved `TrainConfig`
+    real_logits,  # of the classifier for the tiles
+    clf,          # frozen classifier, or None
+    y,            # their labels [N]
+    idx=(),       # their global image indices
+):
     """What pictures are conditioned on: the classifier's calibrated probabilities, or labels; None for an
     unconditional generator."""
     if not cfg.cgan: return None
@@ -533,14 +610,14 @@ def _generator_phase(st, cfg, clf, dist, parts, adversarial, notes):
             notes.add({'flipped': fk['flipped']})
         else:
             t, fk = generator_terms(st, cfg, clf, dist, x, c, logits, idx, adversarial)
-            loss, sq = balanced(st, cfg, t, fk)
+            loss, sq = gradient_norm_weighted(st, cfg, t, fk)
         phase.add(loss)
         notes.add(t)
         for k, v in sq.items(): sizes[k] = sizes.get(k, 0) + v
         fakes.append({k: [f.detach() for f in v] if k == 'feats' else v.detach() for k,
             v in fk.items() if k in ('seen', 'feats', 'c')})
         del t, fk, loss                                                # the graph, before the next one is built
-    remember_sizes(st, sizes)
+    update_gradient_norms(st, sizes)
     notes.left_out['generator'] = phase.descend(cfg.e_clip)
     return fakes
 
@@ -591,7 +668,7 @@ def _train_step(st, cfg, clf, dist, x, y):
         if st.D is not None and step % cfg.r1_every == 0:
             def r1(x, c, idx):
                 x = x.detach().requires_grad_()
-                return cfg.r1_gamma / 2 * cfg.r1_every * r1_penalty(st.D(seen(st, cfg, x, 'aug-r1', idx), c), x)
+                return cfg.r1_gamma / 2 * cfg.r1_every * r1_penalty(st.D(augmented(st, cfg, x, 'aug-r1', idx), c), x)
             _lazy_phase(st, 'D', 'R1', 'r1', parts, r1, notes)
     st.nimg += cfg.batch
     update_ema(st, cfg)

@@ -170,7 +170,15 @@ def nearness(
     "Weight of the perceptual distance at a closeness: geometric between `cfg.far` and `cfg.near`."
     return cfg.far * (cfg.near / cfg.far)**closeness
 
-def translator_terms(st, cfg, clf, dist, x, logits, idx):
+def translator_terms(
+    st,      # a `TrainState`
+    cfg,     # a resolved `TrainConfig`
+    clf,     # frozen classifier, or None
+    dist,    # perceptual distance of two batches
+    x,       # tiles [N, 3, size, size]
+    logits,  # what the classifier says of them
+    idx,     # global image indices of the batch
+):
     "Weighted terms of the translator for one batch, and the fakes: `(dict name -> scalar, dict)`."
     with torch.no_grad():
         w, feat = st.E.encode(x)
@@ -211,7 +219,12 @@ def translator_terms(st, cfg, clf, dist, x, logits, idx):
     return t, dict(img=img, feats=feats, c=c, recon=recon, asked=asked,
         flipped=(odds.detach() > math.log(9)).float().mean())
 
-def told_class(logits, n_classes, seed, idx):
+def told_class(
+    logits,     # of the classifier [N, C]
+    n_classes,  # that can be told
+    seed,       # of the run
+    idx,        # global image indices of the batch
+):
     """What the discriminator is told of real tiles `[N, n_classes]`: their class (the classifier's word), or, as
     often as of the fakes, nothing."""
     typical = draw((3,), seed, 'asked', idx, 'uniform')[:, 1] < .5

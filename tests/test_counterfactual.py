@@ -3,7 +3,7 @@ saved; and clear answers where there is none."""
 
 from types import SimpleNamespace
 import numpy as np, pytest, torch
-from histoxplaining.inversion import carry_detail
+from histoxplaining.inversion import transfer_detail
 from histoxplaining.counterfactual import diverse, effect, explain, summarise
 from histoxplaining.explainer import Cache, Code, Explainer, Reference, as_batch
 from histoxplaining.files import HxError

@@ -206,7 +206,7 @@ def test_memory_that_does_not_suffice_halves_the_batch_once(tiny, tmp_path, monk
 def test_early_stopping(tiny, tmp_path, monkeypatch):
     from histoxplaining import training
     # worse every time
-    monkeypatch.setattr(training.Yardstick, '__call__', lambda self, st, cfg, clf: {'score': float(st.nimg)})
+    monkeypatch.setattr(training.SampleMetrics, '__call__', lambda self, st, cfg, clf: {'score': float(st.nimg)})
     run = train(TrainConfig(data=str(tiny/'tiles.lmdb'),
         **SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.032, metrics_kimg=.032, patience=2)), tmp_path/'run',
         quiet=True)
