@@ -29,7 +29,7 @@ def lighten(path):
             del data['image/png']
             data['image/jpeg'] = base64.b64encode(jpeg).decode()
             saved += len(png) - len(jpeg)
-    if saved: path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=False) + '\n', encoding='utf-8')
+    if saved: path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     return saved
 
 

@@ -54,7 +54,8 @@ def crosstalk(ex, reader, n, seed=7):
     """What the reader reads, in deviations, of tissue of which one group of factors alone was mirrored: movement of
     every factor, towards the class that the group went to."""
     drawn = [f for _, f in (draw_factors(seed, i, 'both', 0.) for i in range(n))]
-    made = lambda names: np.concatenate([to_uint8(ex.reconstruct(np.stack([render(mirrored(f, names), ex.size, seed,
+    def made(names):
+        return np.concatenate([to_uint8(ex.reconstruct(np.stack([render(mirrored(f, names), ex.size, seed,
         i + k) for k, f in enumerate(drawn[i:i + 64])]))) for i in range(0, n, 64)])
     before = made(())
     spread = torch.cat([reader(x) for x in from_uint8(before).split(64)])

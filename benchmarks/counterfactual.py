@@ -118,7 +118,7 @@ def main():
     for size in (64, 128, 256):
         for batch in (1, 32):
             if batch == 32 and size > 64 and a.quick: continue
-            s = stages(size, batch, runs if batch == 1 else 1 if size == 256 else 3)
+            s = stages(size, batch, {(1, size): runs, (32, 256): 1}.get((batch, size), 3))
             print(f'| {size} | {batch} | ' + ' | '.join(f'{s[k]:.3f} s'
                 for k in ('encode', 'render', 'classify', 'low', 'floor', 'fixed')) +
                 f' | {s["fixed"] / s["floor"]:.2f} |', flush=True)

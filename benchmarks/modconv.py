@@ -46,7 +46,8 @@ def main():
                         x = torch.randn(n, i, r, r, device=a.device).to(memory_format=mem).requires_grad_()
                         w = torch.randn(o, i, 3, 3, device=a.device).requires_grad_()
                         s = torch.randn(n, i, device=a.device).requires_grad_()
-                        fn = lambda: torch.autograd.grad(modulated_conv2d(x, w, s, f, up=up, grouped=grouped).sum(),
+                        def fn():
+                            return torch.autograd.grad(modulated_conv2d(x, w, s, f, up=up, grouped=grouped).sum(),
                             [x, w, s])
                         times[name] = min(times.get(name, 9e9), seconds(fn, 3 if a.quick else 7))
                 for k, t in times.items(): total[k] += t

@@ -132,7 +132,8 @@ def main():
     p.add_argument('--threads', type=int, default=2)
     p.add_argument('--worker', nargs=3, help=argparse.SUPPRESS)
     a = p.parse_args()
-    get_clf = lambda store: Classifier(backbone('tf_efficientnet_lite0@16', 2), store.classes, 64, (.5,) * 3,
+    def get_clf(store):
+        return Classifier(backbone('tf_efficientnet_lite0@16', 2), store.classes, 64, (.5,) * 3,
         (.5,) * 3).frozen()
     if a.worker:
         torch.set_num_threads(1)

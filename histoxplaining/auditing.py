@@ -159,7 +159,8 @@ def audit(
     reader, seen = reader or factor_reader(), from_uint8(np.stack([c.reconstruction for c in cfs]))
     with torch.no_grad(): spread = torch.cat([reader(v) for v in seen.split(64)])
     known = relative_factors({k: np.array([f[k] for _, f in drawn], np.float32) for k in FACTORS})
-    reads = lambda names: float(np.corrcoef(*(_towards(u)[:, [list(FACTORS).index(k) for k in names]].mean(1)
+    def reads(names):
+        return float(np.corrcoef(*(_towards(u)[:, [list(FACTORS).index(k) for k in names]].mean(1)
         for u in (spread, known)))[0, 1])
     unread = {n for n in FACTORS if reads((n,)) < readable}
     read = {k: tuple(n for n in names if n not in unread) or names for k, names in groups.items()}
@@ -172,11 +173,8 @@ def audit(
     for k, v in moved.items():
         facts = dict(boots=boots, seed=seed, n=len(drawn), answered=len(ok) / len(drawn), cause=main, method=method,
             p=p, reader_r=reads(read[k]), unread=[n for n in groups[k] if n in unread])
-        verdict = (
-            None
-            if unread.issuperset(groups[k])
-            else bool((v > 1).mean() >= 0.95) if k == main else bool(abs(v.mean()) < 0.25)
-        )
+        verdict = bool((v > 1).mean() >= .95 if k == main else abs(v.mean()) < .25)
+        if unread.issuperset(groups[k]): verdict = None
         out += [averaged(v, k, verdict=verdict, **{'class': 'explanation moves (s.d.)'}, **facts),
             averaged((v > 1).astype(float), k, **{'class': 'moved > 1 s.d.'}, **facts)]
     return out

@@ -264,7 +264,8 @@ def filter_bank()->np.ndarray:
     high = low * (-1.)**np.arange(-3, 4)
     rest, bands = np.ones(1), []
     for s in (1, 2, 4):
-        wide = lambda f: np.concatenate([np.insert(np.zeros((6, s - 1)), 0, f[:-1], axis=1).ravel(), f[-1:]])
+        def wide(f):
+            return np.concatenate([np.insert(np.zeros((6, s - 1)), 0, f[:-1], axis=1).ravel(), f[-1:]])
         bands.insert(0, np.convolve(rest, wide(high)))
         rest = np.convolve(rest, wide(low))
     return np.stack([np.pad(b, (43 - len(b)) // 2) for b in [rest] + bands])
@@ -365,7 +366,8 @@ class Augment:
         x = _some(x, warped, lambda y, i: warp(y, inverse_matrix(of(i), n)))
         x = _some(x, on(*COLOUR), lambda y, i: recolour(y, colour_matrix(of(i))))
         x = _some(x, on('imgfilter'), lambda y, i: filter_bands(y, band_gains(a['imgfilter'][i])))
-        grain = lambda i: draw(x.shape[1:], seed, f'{name}-noise',
+        def grain(i):
+            return draw(x.shape[1:], seed, f'{name}-noise',
             [indices[k] for k in i.tolist()]) if quantile is None else torch.erfinv(torch.tensor(2 * quantile - 1.))
         x = _some(x, on('noise'), lambda y, i: y + a['noise'][i].abs().to(y)[:, :, None, None] * grain(i).to(y))
         return _some(x, on('cutout'), lambda y, i: cut(y, a['cutout'][i] - 1))

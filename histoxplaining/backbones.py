@@ -27,7 +27,8 @@ def _without_compiler():
     if names[0] in sys.modules: yield; return
     compiler, utils = (_Later(n) for n in names)
     compiler.disable = lambda fn=None, *args, **kw: (lambda f: f) if fn is None else fn
-    utils.is_compile_supported = lambda device: importlib.import_module(names[1]).is_compile_supported(device)
+    real = lambda: importlib.import_module(names[1])
+    utils.is_compile_supported = lambda device: real().is_compile_supported(device)
     sys.modules.update(zip(names, (compiler, utils)))
     try: yield
     finally:

@@ -151,8 +151,8 @@ class Classifier(nn.Module):
         # one logit speaks for the second class
         if self.output == 'logits': return y if y.shape[1] == C else F.pad(y, (1, 0))
         y = y.clamp(1e-7, 1 - 1e-7)
-        return y.log() if y.shape[1] == C and self.output == 'probs' else F.pad(torch.logit(y),
-            (1, 0)) if y.shape[1] == 1 else torch.logit(y)
+        if y.shape[1] == C and self.output == 'probs': return y.log()
+        return F.pad(torch.logit(y), (1, 0)) if y.shape[1] == 1 else torch.logit(y)
 
     def normalised(self, x:torch.Tensor)->torch.Tensor:
         "What the model is given: `[N, 3, size, size]`."
@@ -259,7 +259,8 @@ def _state(path):
     """The state dict in a file, out of the wrappings that training scripts put around it and without the prefixes
     that all its keys have."""
     state = load_tensors(path)
-    tensors = lambda d: isinstance(d, dict) and d and all(isinstance(v, torch.Tensor) for v in d.values())
+    def tensors(d):
+        return isinstance(d, dict) and d and all(isinstance(v, torch.Tensor) for v in d.values())
     while isinstance(state, dict) and not tensors(state) and (k := next((k for k in WRAPPINGS
             if isinstance(state.get(k), dict)), None)): state = state[k]
     if not tensors(state): raise CheckpointError(f'{path}: expected a state dict of tensors')
@@ -616,7 +617,9 @@ def report_card(
     if random: rows['classifier, random split'] = random['val']
     for name, r in (('colour alone', rgb), ('colour alone, random split', report.get('rgb_random'))):
         if r: rows |= {f'{name}, linear': r, f'{name}, trees': r['trees']}
-    arrow = lambda r, k: f"{r[k + '_raw']:.3f} → {r[k]:.3f}" if k + '_raw' in r else f'{r[k]:.3f}' if k in r else ''
+    def arrow(r, k):
+        if k + '_raw' in r: return f"{r[k + '_raw']:.3f} → {r[k]:.3f}"
+        return f'{r[k]:.3f}' if k in r else ''
     out = [f"| {val['n']} held-out tiles | accuracy | balanced | AUC | NLL | ECE |", '|---|---|---|---|---|---|']
     out += [f"| {name} | {r['accuracy']:.3f} | {r['balanced_accuracy']:.3f} | {r['auc']:.3f} | {arrow(r, 'nll')} | "
         f"{arrow(r, 'ece')} |" for name, r in rows.items()]
@@ -637,7 +640,8 @@ def fit_temperature(
     Raises `DataError` without tiles."""
     from scipy.optimize import minimize_scalar
     if not len(y): raise DataError('fit_temperature: no tiles')
-    loss = lambda t: float(F.cross_entropy(logits.double() / math.exp(t), y, reduction='sum')) + 8 * t ** 2
+    def loss(t):
+        return float(F.cross_entropy(logits.double() / math.exp(t), y, reduction='sum')) + 8 * t ** 2
     t = min([0., minimize_scalar(loss, bounds=(-3, 3), method='bounded').x], key=loss)
     return math.exp(t)
 

@@ -73,8 +73,8 @@ def with_options(*settings, leave_out=()):
             for f in fields(cls):
                 kind = next(t for t in (get_args(f.type) or (f.type,)) if t is not type(None))
                 if f.name in params or f.name in leave_out or kind is bool: continue
-                help = (said[f.name] or '') + ('' if f.default is None else f' (default: {f.default:.4g})'
-                    if kind is float else f' (default: {f.default})')
+                help = said[f.name] or ''
+                if f.default is not None: help += f" (default: {format(f.default, '.4g' if kind is float else '')})"
                 params[f.name] = inspect.Parameter(f.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None,
                     annotation=Param(help, kind))
         command.__signature__ = own.replace(parameters=list(params.values()))
@@ -332,7 +332,8 @@ def hx_train(
 def _augmented(options, augment):
     "The setting `aug` where --aug_p or --augment stand for it."
     aug, p = options.get('aug'), options.get('aug_p')
-    aug = aug or ('fixed' if p is not None else 'ada' if augment else None)
+    if aug is None and p is not None: aug = 'fixed'
+    if aug is None and augment: aug = 'ada'
     if p is not None and aug != 'fixed':
         raise HxError(f'--aug_p is the probability of --aug fixed, not of --aug {aug}')
     return {'aug': aug} if aug else {}
@@ -384,7 +385,7 @@ def _readable(images, names):
 
 def _held_out(store, n):
     "Held-out tiles of a store (all of them where none is held out), evenly from all classes."
-    val = store.val if len(store.val) else store
+    val = store.held
     per = [v for v in (np.flatnonzero(val.labels == k) for k in range(len(val.classes))) if len(v)]
     pick = sorted(int(i) for v in per for i in v[np.linspace(0, len(v) - 1,
         min(len(v), max((n or 100) // len(per), 1))).astype(int)])
@@ -488,7 +489,7 @@ def hx_explain(
         else: print(dumps({k: None if v != v else v for k, v in s.items()} | {'report': str(out)}))
 
 def _chosen(ex, images, n, seeds, shard, table):
-    "Pictures and their names: all that were asked for, or drawn; of a shard its own; those that are not in the table yet."
+    "Pictures and their names: all that were asked for, or drawn; of a shard its own; of a table what it lacks."
     imgs, names = _pictures(images, ex, n) if seeds is None else _drawn(ex, seeds)
     if shard: imgs, names = _share(shard, (imgs, names))
     left = [i for i, name in enumerate(names) if table is None or name not in table.done]
@@ -841,7 +842,7 @@ def _pair_table(folder, classifier, store, oracle, target, p, seed):
     "The table of a folder of pairs."
     if classifier is None:
         raise HxError(f'{folder}: whose decisions do these pictures explain? Give --classifier, or a run with --model')
-    real = None if store is None else store.val if len(store.val) else store
+    real = None if store is None else store.held
     return measure(read_pairs(folder, classifier, target=target), classifier, p=p, oracle=oracle, real=real, seed=seed)
 
 @call_parse
@@ -871,11 +872,13 @@ def hx_bench(
     with user_errors():
         folder = Path(folder)
         if not folder.is_dir(): raise HxError(f'{folder}: no such folder')
-        source = folder if _is_model(folder) else Path(model) if model else None
-        ex = None if source is None else Explainer.from_run(source,
-            device) if (source/'model').is_dir() else Explainer.load(source, device)
+        source = folder if _is_model(folder) else model and Path(model)
+        ex = source
+        if source is not None:
+            ex = (Explainer.from_run if (source/'model').is_dir() else Explainer.load)(source, device)
         clf, second = (None if c is None else Classifier.load(c, device=device) for c in (classifier, oracle))
-        tiles = TileStore(store) if store else ex.store() if ex and 'data' in ex.card else None
+        tiles = TileStore(store) if store else None
+        if not store and ex and 'data' in ex.card: tiles = ex.store()
         if ex is not None and ex.reference is None and tiles is not None: ex.refer(tiles.train)
         if folder != source: table = _pair_table(folder, clf or (ex and ex.classifier), tiles, second, target, p, seed)
         else:

@@ -18,8 +18,8 @@ from .images import from_uint8, optical_density, resize, to_uint8, unmixed
 from .classifier import log_odds
 from .explainer import Code, Explainer, as_batch, as_pictures
 from .latents import NoDirection
-from histoxplaining.methods import (Ask, Edit, Trial, answer, crossing, differentiable, mahalanobis_limit, in_views, methods, moved,
-    search)
+from .methods import (Ask, Edit, Trial, answer, crossing, differentiable, in_views, mahalanobis_limit,
+    methods, moved, search)
 from .methods import direction, gradient, sefa
 from .inversion import transfer_detail, optimise_code as refined
 

@@ -145,8 +145,9 @@ def read_pairs(
     order = p.argsort(1)[:, ::-1]
     if target != 'next' and target not in classifier.classes:
         raise DataError(f"target {target!r}: expected 'next' or one of {', '.join(classifier.classes)}")
-    to = np.array([classifier.classes.index(t) if t else o[1] if target == 'next' else classifier.classes.index(target)
-        for t, o in zip(said, order)])
+    index = classifier.classes.index
+    asked = order[:, 1] if target == 'next' else [index(target)] * len(order)
+    to = np.array([index(t) if t else k for t, k in zip(said, asked)])
     found = np.array([n in after for n in names])
     y = np.stack([picture(after[n], first) if n in after else v for n, v in zip(names, start)])
     keep = order[:, 0] != to
@@ -181,7 +182,8 @@ def stability(
     """p of the target on the saved picture (`saved`), as the mean of its eight dihedral views (`views`) and after
     JPEG-90 (`jpeg`), of start (`start`): float64 `[N]` each."""
     at = lambda pics: _probabilities(classifier, pics)[np.arange(len(pairs)), pairs.target]
-    turn = lambda k: dihedral(torch.from_numpy(pairs.counterfactual).movedim(-1, 1), k).movedim(1, -1).numpy()
+    def turn(k):
+        return dihedral(torch.from_numpy(pairs.counterfactual).movedim(-1, 1), k).movedim(1, -1).numpy()
     return dict(saved=at(pairs.counterfactual), views=np.mean([at(turn(k)) for k in range(8)], 0),
         jpeg=at(jpeg(pairs.counterfactual)), start=at(pairs.start))
 
@@ -221,10 +223,11 @@ def changes(
     """Distances of each counterfactual to the original (`…_input`) and to the start (`…_start`), changed `area`,
     stain shift, `monotone`: float64 `[N]` each."""
     distance = distance or perceptual()
-    kind = 'lite0' if isinstance(distance,
-        Lite0Distance) else 'lpips' if type(distance).__name__ == 'LPIPS' else 'perceptual'
+    kind = 'lite0' if isinstance(distance, Lite0Distance) else 'perceptual'
+    if type(distance).__name__ == 'LPIPS': kind = 'lpips'
     x, s, y = (from_uint8(v) for v in (pairs.original, pairs.start, pairs.counterfactual))
-    far = lambda a: torch.cat([distance(u, v) for u, v in zip(a.split(batch), y.split(batch))]).double().numpy()
+    def far(a):
+        return torch.cat([distance(u, v) for u, v in zip(a.split(batch), y.split(batch))]).double().numpy()
     out = {}
     for end, a in (('input', x), ('start', s)):
         similar = ms_ssim(a, y)
@@ -536,7 +539,8 @@ def _opened(explainer):
 
 def _named(methods, controls):
     "Names of the methods. Raises `HxError` for one that does not exist, of controls too."
-    names = list(all_methods()) if methods is None else [methods] if isinstance(methods, str) else list(methods)
+    if methods is None: methods = all_methods()
+    names = [methods] if isinstance(methods, str) else list(methods)
     unknown = [m for m in names if m not in ('auto', *all_methods())] + [c for c in controls if c not in CONTROLS]
     if unknown:
         raise HxError(f"{unknown[0]!r}: expected methods of {', '.join(all_methods())}, controls of "
@@ -579,7 +583,7 @@ def evaluate(
     "One table: methods and controls on the same tiles. A method that cannot be run is in `.skipped`. Raises `HxError`."
     explainer, names = _opened(explainer), _named(methods, controls)
     if store is None and (images is None or 'data' in explainer.card): store = explainer.store()
-    held = real = None if store is None else store.val if len(store.val) else store
+    held = real = None if store is None else store.held
     if images is None: images, real = _choose(store, n, seed)
     clf = classifier or explainer.classifier
     if oracle is not None: _check_oracle(oracle, clf)
@@ -641,7 +645,8 @@ def overview(
 )->str:
     "A Markdown table: a row per method or control, intervals in brackets; columns that nobody has are left out."
     names = list(dict.fromkeys(m.record['class'] for m in results))
-    find = lambda name, key: next((m for m in results if m.record['class'] == name and _is(m.record['metric'], key)),
+    def find(name, key):
+        return next((m for m in results if m.record['class'] == name and _is(m.record['metric'], key)),
         None)
     columns = {k: v for k, v in columns.items() if any(find(n, k) is not None for n in names)}
     def text(m):

@@ -202,8 +202,8 @@ MODELS = Path(__file__).parent/'models' if '__file__' in globals() else Path('..
 
 def usable(device)->torch.device:
     "A device that is there. Raises `HxError`."
-    d = torch.device('cuda' if device == 'auto' and torch.cuda.is_available() else 'cpu' if device == 'auto'
-        else device)
+    if device == 'auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    d = torch.device(device)
     if d.type == 'cuda' and not torch.cuda.is_available():
         raise HxError(f"device '{device}': PyTorch finds no GPU here; use cpu")
     return d

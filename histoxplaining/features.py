@@ -342,8 +342,8 @@ def picture_set(
         path = Path(source)
         if not path.is_dir(): raise DataError(f'{path}: no such folder or tile store')
         return _store_set(TileStore(path)) if (path/'data.mdb').exists() else _folder_set(path)
-    a = to_uint8(source) if isinstance(source, torch.Tensor) else np.asarray(source) if len({np.shape(s)
-        for s in source}) < 2 else None
+    if isinstance(source, torch.Tensor): a = to_uint8(source)
+    else: a = np.asarray(source) if len({np.shape(s) for s in source}) < 2 else None
     if a is None or a.dtype != np.uint8 or a.ndim != 4 or a.shape[3] != 3:
         found = (
             f'pictures of different sizes {sorted({np.shape(s) for s in source})}'

@@ -240,8 +240,8 @@ def load_lineage_checkpoint(
     m = args.get('channel_multiplier') if G.size < 64 else G.synthesis.b64.torgb.weight.shape[1] / 256
     batch = args.get('batch')
     config = AttrDict(size=G.size, channel_multiplier=m, c_dim=c_dim, n_mlp=n_mlp, latent=G.z_dim,
-        arch=args.get('arch') or ('StyleEx' if E is not None and D is not None else 'autoencoder' if E is not None
-        else 'stylegan2'),
+        arch=args.get('arch') or {(True, True): 'StyleEx', (True, False): 'autoencoder'}.get((E is not None,
+            D is not None), 'stylegan2'),
         nimg=int(path.stem) * batch if re.fullmatch(r'\d{1,9}', path.stem) and isinstance(batch, int) else 0, args=args)
     return LineageCheckpoint(G, D, E, config, PixelRange.of(pixel_range or ('imagenet' if ours else 'pm1')),
         _class_names(args, c_dim), effect)
@@ -482,7 +482,8 @@ def _nvidia_model(nets, src):
     if nets.D is not None: kw = nets.D.init_kwargs | kw
     for group in ('epilogue_kwargs', 'synthesis_kwargs'):
         kw = kw | (kw[group] if isinstance(kw.get(group), dict) else {})
-    number = lambda name, default: v if isinstance(v := kw.get(name, default),
+    def number(name, default):
+        return v if isinstance(v := kw.get(name, default),
         (int, float, type(None))) else fail_with(CheckpointError(f'{src}: {name} is {v!r}, expected a number'))
     G, D = from_nvidia_state(nets.G_ema, nets.D, conv_clamp=number('conv_clamp', 256),
         mbstd_group=number('mbstd_group_size', 4) or 4, num_fp16_res=number('num_fp16_res', 0) or 0)

@@ -55,7 +55,8 @@ def optimise_code(
     with torch.no_grad(): opinion, seen = explainer.classify(x, classifier), like.maps(x)
     away = [torch.zeros_like(c) for c in (w, feat) if c is not None]      # in whitened coordinates, and in the layout
     moments = [(torch.zeros_like(a), torch.zeros_like(a)) for a in away]
-    code = lambda idx, u, v=None: (w[idx] + u @ root.T, None if v is None else normalize_2nd_moment(feat[idx] + v))
+    def code(idx, u, v=None):
+        return (w[idx] + u @ root.T, None if v is None else normalize_2nd_moment(feat[idx] + v))
     live = torch.arange(len(x), device=w.device)                         # tiles that are not there yet
     for k in range(steps):
         part = [a[live].requires_grad_() for a in away]

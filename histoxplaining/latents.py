@@ -171,7 +171,8 @@ def effect_curve(
 )->torch.Tensor:
     "Median change of `fn` at some sizes of the step `d`: `[k, 2]`."
     d = d.to(w)
-    at = lambda t: torch.cat([fn(explainer.generate(w[i:i + 32] + t * d, None if feat is None else feat[i:i + 32]))
+    def at(t):
+        return torch.cat([fn(explainer.generate(w[i:i + 32] + t * d, None if feat is None else feat[i:i + 32]))
         for i in range(0, len(w), 32)])
     start = at(0.)
     return torch.tensor([[t, float((at(t) - start).median())] for t in sizes])

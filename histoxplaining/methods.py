@@ -97,7 +97,8 @@ def moved(
     """Pictures `[N, 3, H, W]` at sizes `steps [N]` along an edit; differentiable. With `res` the generator's own
     smaller pictures."""
     kw, w, feat = {} if res is None else dict(res=res), code.w, code.feat
-    grow = lambda d: torch.as_tensor(steps, dtype=d.dtype, device=d.device).view(-1, *[1] * (d.ndim - 1)) * d
+    def grow(d):
+        return torch.as_tensor(steps, dtype=d.dtype, device=d.device).view(-1, *[1] * (d.ndim - 1)) * d
     if edit.feat is not None: feat = normalize_2nd_moment(feat + grow(edit.feat))
     if edit.w is not None: w = w + grow(edit.w)
     return explainer.generate(w, feat, **kw) if edit.s is None else explainer.generate(None, feat,
@@ -391,7 +392,8 @@ def _descend(explainer, code, ask, goal, generator, steps, restarts):
     z, edit = _variables(explainer, many, ask.space)
     root, fns = ref.root.to(w), [fn for h in ask.hold for fn in HOLDS[h].values()]
     R = root.T @ held_gradients(explainer, ask.hold).to(w)                    # in whitened coordinates
-    odds = lambda img: log_odds(explainer.classify(img, ask.classifier), target, ask.judge(explainer).temperature)
+    def odds(img):
+        return log_odds(explainer.classify(img, ask.classifier), target, ask.judge(explainer).temperature)
     sd, Q = R.norm(dim=0).clamp_min(1e-6), torch.linalg.qr(R)[0] if fns else None
     look = lambda z: moved(explainer, many, Edit('', **edit(z)), torch.ones(len(many), device=w.device))
     still = lambda v: v - v @ Q @ Q.T if fns and ask.space != 's' else v
@@ -497,7 +499,8 @@ def _texture(img):
 
 def _convinced(explainer, ask):
     "Numbers of the reference tiles whose pictures the classifier gives to the target with p."
-    says = lambda img: log_odds(explainer.classify(img, ask.classifier), ask.target,
+    def says(img):
+        return log_odds(explainer.classify(img, ask.classifier), ask.target,
         ask.judge(explainer).temperature).cpu()
     odds = explainer.cache.get('log-odds of the reference', ask.target, ask.classifier,
         make=lambda: _of_pictures(says, explainer, explainer.reference.code))

@@ -33,8 +33,8 @@ def _plain(v):
     return v if v is None or isinstance(v, str) else str(v)
 
 def _short(v):
-    return '[' + ', '.join(map(_short, v)) + ']' if isinstance(v, (list, tuple)) else f'{v:.4g}' if isinstance(v,
-        float) else str(v)
+    if isinstance(v, (list, tuple)): return '[' + ', '.join(map(_short, v)) + ']'
+    return f'{v:.4g}' if isinstance(v, float) else str(v)
 
 class Measured(float):
     "A number and what it was measured with: `.record`, a dict."
@@ -253,13 +253,18 @@ def _about(real, fake, name):
         raise DataError('not looked at with the same features: ' +
             ' and '.join(f"{a['features']} (weights {a['weights']}; {a['resize']})" for a in both))
     f = both[0] if both else {'features': next((a['features'] for a in (r, g) if 'features' in a), name or 'features')}
-    facts = dict(n=tuple(s.n if isinstance(s, Moments) else s.moments.n if isinstance(s, Statistics) else len(s)
-        for s in (real, fake)), **{k: f.get(k) for k in ('features', 'weights', 'features_hash', 'resize')},
+    def count(s):
+        if isinstance(s, Statistics): return s.moments.n
+        return s.n if isinstance(s, Moments) else len(s)
+    facts = dict(n=(count(real), count(fake)),
+        **{k: f.get(k) for k in ('features', 'weights', 'features_hash', 'resize')},
         split=r.get('split'), data=r.get('hash'), data_history=r.get('history'), model=g.get('model'),
             fakes=g.get('hash'), fake_history=g.get('history'), fake_seed=g.get('seed'), version=__version__)
     return facts | {'class': r.get('class') or g.get('class') or 'all'}, f.get('reference', False)
 
-def _moments(s): return s if isinstance(s, Moments) else s.moments if isinstance(s, Statistics) else Moments.of(s.x)
+def _moments(s):
+    if isinstance(s, Statistics): return s.moments
+    return s if isinstance(s, Moments) else Moments.of(s.x)
 
 def _interval(value, folds):
     "95 % from values of disjoint folds, around the value of the whole; None with fewer than two."
@@ -271,7 +276,8 @@ def _interval(value, folds):
 
 def _small_print(real, fake, value, seed, components=64, folds=5):
     "Floor, excess, principal components and intervals of a Fréchet distance."
-    shuffled = lambda s, name: s.x[torch.randperm(len(s),
+    def shuffled(s, name):
+        return s.x[torch.randperm(len(s),
         generator=stream(seed, f'metrics/{name}')).numpy()] if isinstance(s, FeatureSet) else None
     r, g = shuffled(real, 'real'), shuffled(fake, 'fake')
     R, G = _moments(real), _moments(fake)
@@ -488,7 +494,7 @@ def ms_ssim_scales(
     size:int,            # shorter side in pixels
 )->int:
     "Over how many scales MS-SSIM is taken."
-    return 5 if size > 175 else 3 if size > 43 else 2 if size > 21 else 1
+    return sum(size > side for side in (0, 21, 43)) + 2 * (size > 175)
 
 @torch.no_grad()
 def ms_ssim(
@@ -539,7 +545,8 @@ def memorisation(
     x = torch.from_numpy(t.x).double()
     pick = torch.randperm(len(T), generator=stream(seed, 'memorisation'))[:reference].numpy()
     # [8, distance and index, n]
-    views = lambda s, ids, own=None: torch.stack([torch.stack([v.double()
+    def views(s, ids, own=None):
+        return torch.stack([torch.stack([v.double()
         for v in _nearest(_view_vectors(s, features, ids, k), x, own)]) for k in range(8)])
     limit = float(np.percentile(views(T, pick, pick)[:, 0].min(0)[0], percentile))
     best = views(g, range(len(g)))
@@ -630,7 +637,9 @@ class Separability(Results):
     "Figures of `separability`, each beside what chance, colour and matched stain give."
     def table(self):
         "A Markdown table; chance as mean ± deviation over permutations."
-        cell = lambda v: '' if v is None else f'{v[0]:.3f} ± {v[1]:.3f}' if isinstance(v, (list, tuple)) else f'{v:.3f}'
+        def cell(v):
+            if isinstance(v, (list, tuple)): return f'{v[0]:.3f} ± {v[1]:.3f}'
+            return '' if v is None else f'{v:.3f}'
         columns = {'codes': 'value', 'chance': 'permuted', 'colour alone': 'rgb',
             'codes, stain matched': 'matched_value', 'chance, stain matched': 'matched_permuted',
             'colour, stain matched': 'matched_rgb'}

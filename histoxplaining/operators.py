@@ -272,10 +272,13 @@ def _run_upfirdn2d(lib, x, f, up, down, pad, flip, gain, fast=True):
 
 def _run_bias_act(lib, order, from_y, x, b, dy, u, dim, act, alpha, gain, clamp):
     x, last = _dense(x)
-    like = lambda t: t if t is None else t.contiguous(memory_format=torch.channels_last) if last else t.contiguous()
+    def like(t):
+        if t is None: return None
+        return t.contiguous(memory_format=torch.channels_last) if last else t.contiguous()
     dy, u, b = like(dy), like(u), None if b is None else b.to(x.dtype).contiguous()
     cycle = b is None or dim == x.ndim - 1 or (last and dim == 1)
-    n = x.shape[1] if last else x.shape[-1] if cycle else math.prod(x.shape[dim + 1:])
+    if last: n = x.shape[1]
+    else: n = x.shape[-1] if cycle else math.prod(x.shape[dim + 1:])
     if not cycle and last: raise RuntimeError(f'bias_act: a bias along dimension {dim} of channels-last memory')
     out = torch.empty_like(x)
     _check(lib.hx_bias_act(_DTYPES[x.dtype], list(ACTIVATIONS).index(act), order, from_y, x.data_ptr(), _ptr(b),

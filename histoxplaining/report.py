@@ -23,12 +23,16 @@ from .images import CLASS_COLOURS, INK, data_uri, from_uint8, optical_density, s
 def p_text(p:float)->str:
     "A probability with two digits, never rounded to 0 or 1; a dash when there is none."
     if not math.isfinite(p): return '–'
-    return '>0.99' if p > .99 else '<0.01' if p < .01 else f'{p:.2f}'
+    if p > .99: return '>0.99'
+    return '<0.01' if p < .01 else f'{p:.2f}'
 
-def _time(s:float)->str: return '–' if not math.isfinite(s) else f'{s:.1f} s' if s >= 1 else f'{1000 * s:.0f} ms'
+def _time(s:float)->str:
+    if not math.isfinite(s): return '–'
+    return f'{s:.1f} s' if s >= 1 else f'{1000 * s:.0f} ms'
 def _size(s:float)->str: return f'{s:.2f} s.d.' if math.isfinite(s) else '–'
 def _signed(v:float)->str:
-    return '–' if not math.isfinite(v) else '0.00' if abs(v) < .005 else f'{v:+.2f}'.replace('-', '−')
+    if not math.isfinite(v): return '–'
+    return '0.00' if abs(v) < .005 else f'{v:+.2f}'.replace('-', '−')
 def _short(s:str, n:int)->str: return s if len(s) <= n else s[:n - 1] + '…'
 def class_colour(
     cf,        # a `Counterfactual`
@@ -382,8 +386,8 @@ def _strip(title, pictures)->str:
 
 def _beside(cf, others, near)->str:
     "Strips of small pictures: other answers to the same question, and real tiles that are nearest to this one."
-    answers = [_pic(o.counterfactual, f'another answer for {cf.name}, p {p_text(o.p)}', f'{p_text(o.p)} · {_size(o.step)}')
-        for o in others if o.success]
+    answers = [_pic(o.counterfactual, f'another answer for {cf.name}, p {p_text(o.p)}',
+        f'{p_text(o.p)} · {_size(o.step)}') for o in others if o.success]
     tiles = [_pic(pic, f'a real tile of {cf.target} near the counterfactual of {cf.name}', f'real · {d:.1f} s.d. away')
         for pic, d in near]
     return _strip('Other answers', answers) + _strip(f'Real tiles of {escape(cf.target)} nearest to it', tiles)
@@ -450,9 +454,9 @@ def _numbers(cfs)->str:
     stain = [abs(v) for c in ok for v in c.stain_shift.values()]
     big = {'cases': f'{len(cfs)}', 'flipped': f'{len(ok)} of {len(cfs)}',
         'median size of the edit': _size(_median(c.step for c in ok)),
-        'median shift of a stain': ('< 0.01 OD' if _median(stain) < .01 else f'{_median(stain):.2f} OD') if ok else '–',
-           'median area changed': f'{_median(c.area for c in ok):.0%}' if ok else '–',
-               'median time per case': _time(_median(c.seconds for c in cfs))}
+        'median shift of a stain': f'{_median(stain):.2f} OD'.replace('0.00', '< 0.01') if ok else '–',
+        'median area changed': f'{_median(c.area for c in ok):.0%}' if ok else '–',
+        'median time per case': _time(_median(c.seconds for c in cfs))}
     tiles = ''.join(f'<div><dd>{v}</dd><dt>{k}</dt></div>' for k, v in big.items())
     why = ''.join(f'<li>{n} × {escape(r)}</li>' for r,
         n in Counter(c.reason.split(' (')[0] or 'no reason given' for c in cfs if not c.success).most_common())

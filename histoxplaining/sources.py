@@ -213,14 +213,14 @@ MAX_MEMBER, MAX_RATIO = 4 * MAX_PIXELS, 200   # bytes of a zip member, unpacked;
 
 def _check_member(m, source):
     parts = m.filename.split('/')
-    bad = ('has an odd path' if '\\' in m.orig_filename or '\0' in m.orig_filename or '..' in parts
-        or m.filename.startswith('/') or re.match('[A-Za-z]:', m.filename)
-        else 'is a link' if stat.S_ISLNK(m.external_attr >> 16)
-        else 'is encrypted' if m.flag_bits & 1
-        else f'unpacks to {m.file_size} bytes' if m.file_size > MAX_MEMBER
-        else f'shrinks {m.file_size // max(m.compress_size, 1)}-fold, like a decompression bomb' if m.file_size > 1e7
-            and m.file_size > MAX_RATIO * max(m.compress_size, 1) else '')
-    if bad: raise DataError(f'{source}: refused: its member {m.filename!r} {bad}')
+    ratio = m.file_size // max(m.compress_size, 1)
+    odd = ('\\' in m.orig_filename or '\0' in m.orig_filename or '..' in parts or m.filename.startswith('/')
+        or re.match('[A-Za-z]:', m.filename))
+    for bad, why in ((odd, 'has an odd path'), (stat.S_ISLNK(m.external_attr >> 16), 'is a link'),
+            (m.flag_bits & 1, 'is encrypted'), (m.file_size > MAX_MEMBER, f'unpacks to {m.file_size} bytes'),
+            (m.file_size > max(1e7, MAX_RATIO * max(m.compress_size, 1)),
+                f'shrinks {ratio}-fold, like a decompression bomb')):
+        if bad: raise DataError(f'{source}: refused: its member {m.filename!r} {why}')
 
 def _unwrap(names):
     "The prefix of a single folder around everything: archives are often packed with one, sometimes two."
@@ -527,7 +527,8 @@ def _from_table(path, table, classes, group, folder):
 def _from_dataset_json(path, names, classes):
     "A folder with the dataset.json of StyleGAN2-ADA."
     listed, read = path/'dataset.json', _reader(path)
-    known = lambda name: read(name) if name in names else fail_with(DataError(f'{name}: is listed in dataset.json, '
+    def known(name):
+        return read(name) if name in names else fail_with(DataError(f'{name}: is listed in dataset.json, '
         f'but missing'))
     return Source(path, *_by_json(decoded_text(listed.read_bytes(), listed), names, classes, path, listed), known)
 

@@ -183,7 +183,8 @@ def analyse(
     both = [r for r in rows if r['part'] in ('before', 'after')]
     if len({r['part'] for r in both}) == 2:
         late = np.array([r['part'] == 'after' for r in both])
-        gain = lambda v, w: _mean(v[late], w[late]) - _mean(v[~late],
+        def gain(v, w):
+            return _mean(v[late], w[late]) - _mean(v[~late],
             w[~late]) if w[late].any() and w[~late].any() else float('nan')
         low, high = _both_ways(both, lambda r: r['right'], gain, draws, seed)
         out['gain'] = dict(value=out['classifier, after']['value'] - out['classifier, before']['value'], low=low,
@@ -235,7 +236,8 @@ def panel_figure(
     "Every reader as a dot, the panel with its interval: a matplotlib figure."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.2), width_ratios=(1, 1.6, 1.6), layout='constrained')
-    share = lambda part: {r: np.mean([a['right'] for a in rows if a['part'] == part and a['reader'] == r])
+    def share(part):
+        return {r: np.mean([a['right'] for a in rows if a['part'] == part and a['reader'] == r])
         for r in sorted({a['reader'] for a in rows if a['part'] == part})}
     groups = [[('real or generated', share('pair'))],
         [(n, share(n.split(', ')[1])) for n in ('classifier, before', 'classifier, after')],

@@ -229,7 +229,8 @@ def _only_one(folder):
 
 def _partial_env(partial, job):
     "The environment of a new build, or of an interrupted one with the same job; refuses one with another."
-    whole = lambda env: (env.info()['last_pgno'] + 1) * env.stat()['psize'] <= os.path.getsize(partial/'data.mdb')
+    def whole(env):
+        return (env.info()['last_pgno'] + 1) * env.stat()['psize'] <= os.path.getsize(partial/'data.mdb')
     for fresh in (False, True):
         # killed before its first page was whole
         if fresh: (partial/'data.mdb').unlink(missing_ok=True)
@@ -317,6 +318,11 @@ class TileStore:
             raise DataError(f'{self.path}: was replaced since it was opened; open it again')
         k = int(self.indices[i])
         return read_image(lmdb_value(self.path, _key(k)), f'{self.path}: tile {k}').copy(), int(self.labels[i])
+
+    @property
+    def held(self):
+        "Held-out tiles, or all where none are held out."
+        return self.val if len(self.val) else self
 
     @property
     def counts(self): return {c: int((self.labels == y).sum()) for y, c in enumerate(self.classes)}
@@ -419,7 +425,7 @@ def _two_labels(records, labels):
 def _leave_out(env, records, places):
     """Take the tiles at `places` (place -> why) out of `env` and its records; the others close ranks, in one
     transaction that ends the journal."""
-    n, k, keep = 0, 0, []
+    n, keep = 0, []
     for r in records:
         stay = [j for j in range(len(r['tiles'])) if n + j not in places]
         keep += [n + j for j in stay]
@@ -441,9 +447,8 @@ def _one_label_each(env, records, label, source, on_error):
     two, names, classes = _two_labels(records, labels), [n for r in records for n,
         _ in r['tiles']], list(source.classes)
     if not two: return labels
-    say = lambda i, j: (
-        f'one picture under two labels: {names[i]} is {classes[labels[i]]}, {names[j]} is {classes[labels[j]]}'
-    )
+    def say(i, j):
+        return f'one picture under two labels: {names[i]} is {classes[labels[i]]}, {names[j]} is {classes[labels[j]]}'
     first = say(*min((min(i, j), max(i, j)) for i, j in two.items()))
     if on_error == 'raise': raise DataError(f'{source.path}: {first}; take one of them away')
     print(f'{source.path.name}: {first}; {len(two)} such pictures were left out, for one of the labels must be wrong')
@@ -598,7 +603,7 @@ def split(self:TileStore,
     if by is None: held = self._split[self.indices] == 1
     else:
         if by not in SPLITS: raise DataError(f"by: expected {', '.join(SPLITS)}, found {by!r}")
-        groups = None if by == 'random' else self.pseudo_slides if by == 'pseudo_slide' else self.groups
+        groups = {'random': None, 'pseudo_slide': self.pseudo_slides}.get(by, self.groups)
         if by == 'group' and groups is None:
             raise DataError(f'{self.path}: no groups are known; choose pseudo_slide or random')
         held = hold_out(self.labels, self.classes, self.manifest['val'] if val is None else val,

@@ -58,11 +58,8 @@ def weights_to_start_from(
     path = Path(path)
     if not path.exists(): raise CheckpointError(f'{path}: no such model folder or file')
     with tempfile.TemporaryDirectory() as tmp:
-        folder = (
-            convert(path, Path(tmp) / 'model')
-            if path.is_file()
-            else path / 'model' if (path / 'model').is_dir() else path
-        )
+        if path.is_file(): folder = convert(path, Path(tmp)/'model')
+        else: folder = path/'model' if (path/'model').is_dir() else path
         G, E, _, card = load_model(folder)
         D = load_network(Discriminator,
             Path(folder)/'discriminator.safetensors') if (Path(folder)/'discriminator.safetensors').exists() else None
@@ -504,7 +501,8 @@ class Run:
     def _state(self, ckpt):
         "What to go on from, the same in all processes; None for a start."
         if ckpt is None: return None
-        state = share((RunDir(ckpt).latest() if ckpt.is_dir() else load_state(ckpt)) if self.lead else None)
+        read = (lambda p: RunDir(p).latest()) if ckpt.is_dir() else load_state
+        state = share(read(ckpt) if self.lead else None)
         if state is None: raise CheckpointError(f'{ckpt}: no checkpoint that can be read')
         return state
 
@@ -650,7 +648,7 @@ class Run:
             self.write(row)
             some = {k: row[k] for k in ('val_perceptual', 'val_agree', 'score', 'flips/needed_0', 'flips/needed_1',
                 'probe_auc') if isinstance(row.get(k), float)}
-            self.say(f"          pictures and checkpoint saved" +
+            self.say('          pictures and checkpoint saved' +
                 (': ' + ', '.join(f'{k} {v:.3f}' for k, v in some.items()) if some else ''))
         with _disk(self.dir):
             ema = {k: st.ema[k] if k in st.ema else None for k in 'GET'}

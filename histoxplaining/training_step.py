@@ -101,7 +101,7 @@ class TrainConfig:
     stain_weight:float = 10.       # translator: mean stains are held; 0 to audit a classifier
     plane_weight:float = 3.        # translator: colours stay on the plane of the two stains
     fade_weight:float = 2.         # of the translator: fine contrast of the stains that is lost
-    pattern_weight:float = 0.      # translator: pattern of the stains, whatever their strength, at closeness
+    pattern_weight:float = 0.      # translator: pattern and strength of the stains, at closeness
     length_weight:float = 0.       # translator: length of the step in the code, at closeness
     unlike_weight:float = .3       # translator: two draws for one tile are unlike each other
     ema_kimg:float|None = None     # half life of the moving averages; None: 10 batch / 32
@@ -529,6 +529,10 @@ def path_length_term(
     return cfg.pl_weight * cfg.pl_every * (lengths - mean).square().mean()
 
 # %% ../nbs/21_training_step.ipynb #3564fe60
+def _sum(a, b):
+    if a is None or b is None: return b if a is None else a
+    return a + b
+
 class _Phase:
     "The gradients of one phase for the parameters of some networks."
     def __init__(self, st, *names):
@@ -538,7 +542,7 @@ class _Phase:
 
     def add(self, loss):
         new = torch.autograd.grad(loss / self.st.parts, self.params, allow_unused=True)
-        self.grads = [a if b is None else b if a is None else a + b for a, b in zip(self.grads, new)]
+        self.grads = [_sum(a, b) for a, b in zip(self.grads, new)]
 
     def descend(self, e_clip=None):
         "One optimiser step. Returns whether it was left out because a gradient was not finite (a tensor)."

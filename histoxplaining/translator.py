@@ -149,12 +149,15 @@ def _fading(before, after):
     return F.relu(1 - fine(after) / fine(before)).sum(1)
 
 def _pattern(before, after):
-    """Change of the pattern of haematoxylin and of eosin, each relative to its own mean `[N]`: a stronger stain alone
-    changes nothing, a loss of contrast does."""
-    def relative(x):
+    """Change of haematoxylin and of eosin `[N]`, in two parts that are paid for separately: of their pattern, relative
+    to the mean, and of the mean itself, on a log scale. So a stain may become stronger, a contrast may fade or glands
+    may move, but none of them comes along with another for nothing."""
+    def parts(x):
         d = F.avg_pool2d(hed(x.clamp(-1, 1))[:, :2], 2)
-        return d / d.mean([2, 3], keepdim=True).clamp_min(.02)
-    return (relative(after) - relative(before)).abs().mean([2, 3]).sum(1)
+        mean = d.mean([2, 3], keepdim=True).clamp_min(.02)
+        return d / mean, mean.log()[:, :, 0, 0]
+    (a, m), (b, n) = parts(before), parts(after)
+    return (b - a).abs().mean([2, 3]).sum(1) + (n - m).abs().sum(1)
 
 def _length(step, sd):
     """Length of a step `[N]`: root mean square in w, in deviations of tissue, and mean over the cells of the layout.

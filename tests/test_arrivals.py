@@ -104,7 +104,8 @@ def test_names_of_a_state_dict_are_measured(tiles, tmp_path):
     store = TileStore.create(tiles, tmp_path/'s.lmdb', size=32, split_by='random', val=.3)
     truth = {store[i][0].tobytes(): store[i][1] for i in range(len(store))}
     # the other order
-    knows = lambda x: torch.stack([torch.tensor([float(truth[p.tobytes()] == k) for p in to_uint8(x)]) for k in (1, 0)],
+    def knows(x):
+        return torch.stack([torch.tensor([float(truth[p.tobytes()] == k) for p in to_uint8(x)]) for k in (1, 0)],
         1)
     clf = Classifier(knows, store.classes, 32, (.5,) * 3, (.5,) * 3)
     with pytest.raises(HxError, match=r'right on 0% of \d+ tiles.*but on 100% with tumour, benign'):
@@ -488,7 +489,8 @@ def test_a_name_of_the_hub_with_local_weights(tmp_path):
 
 def test_a_program_is_tried_on_labelled_tiles_before_it_is_believed(tiles, tmp_path, capsys):
     from histoxplaining.cli import given_classifier
-    told = lambda classes=None, size=None, norm=None: dict(classifier_classes=classes, classifier_size=size,
+    def told(classes=None, size=None, norm=None):
+        return dict(classifier_classes=classes, classifier_size=size,
         classifier_norm=norm)
     store = TileStore.create(tiles, tmp_path/'s.lmdb', size=32)
     net = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 2))

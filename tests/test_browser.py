@@ -61,7 +61,8 @@ def test_the_picture_follows_the_slider(chromium, lab):
     edited, size = page.locator('.hx-explorer img').nth(2), page.get_by_text('size of the edit').first
     edited.wait_for()
     handle = page.locator('.hx-explorer .noUi-handle').nth(1)
-    see = lambda: (
+    def see():
+        return (
         edited.evaluate('''async i => Array.from(new Uint8Array(await (await fetch(i.src)).arrayBuffer())).join()'''),
         size.inner_text(),
     )
@@ -90,7 +91,8 @@ def test_the_report_compares_sorts_and_fetches_nothing(chromium, tmp_path):
     page.on('request', lambda r: asked.append(r.url) if not r.url.startswith(('file:', 'data:')) else None)
     page.goto((tmp_path/'report.html').as_uri())
     card = page.locator('.case').first
-    see = lambda: tuple(card.locator(q).get_attribute('src')
+    def see():
+        return tuple(card.locator(q).get_attribute('src')
         for q in ('.still >> nth=2', '.map')) + (card.locator('.slide output').inner_text(),)
     before = see()
     card.locator('.slide input').focus()

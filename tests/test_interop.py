@@ -305,7 +305,8 @@ def test_demodulated_noisy_layer_by_its_definition(tmp_path):
 def test_pixel_range_and_averages_of_lineage_files(tmp_path, capsys):
     G, D, E = lineage_networks(0)
     ckpt, path = to_lineage(G, D), tmp_path/'a.pt'
-    load = lambda extra, **kw: (torch.save({k: v for k, v in (ckpt | extra).items() if v is not None}, path),
+    def load(extra, **kw):
+        return (torch.save({k: v for k, v in (ckpt | extra).items() if v is not None}, path),
         load_lineage_checkpoint(path, **kw))[1]
     plain = load({'args': argparse.Namespace(size=16, batch=4, channel_multiplier=2, arch='stylegan2')})
     assert str(plain.pixel_range) == 'pm1' and plain.E is None and plain.config.c_dim == 0

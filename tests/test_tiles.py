@@ -19,7 +19,8 @@ def folder(tiny, tmp_path):
 
 def bomb(side=60_000):
     "A PNG of a few hundred bytes whose header promises side x side pixels."
-    chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)) + chunk(b'IDAT',
         zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
 
