@@ -20,7 +20,7 @@ setup(
     url=cfg['git_url'],
     license='Apache-2.0',
     packages=find_packages(include=['histoxplaining', 'histoxplaining.*']),
-    package_data={'histoxplaining': ['data/*', 'csrc/*', 'models/*/*']},
+    package_data={'histoxplaining': ['py.typed', 'data/*', 'csrc/*', 'models/*/*']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split(), 'onnx': cfg['onnx_requirements'].split(), 'slides': cfg['slides_requirements'].split(), 'app': cfg['app_requirements'].split()},

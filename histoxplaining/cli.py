@@ -457,6 +457,7 @@ def hx_explain(
     closeness:float=.25,    # of the translator: 0, as the class looks, to 1, as little as convinces
     hold:str='stain',       # what the edit must leave alone; 'none' to audit a classifier
     views:int=1,            # up to 8: p must hold for the mean of so many orientations too
+    prune:store_true=False, # take back the parts of the translator's step that the classifier does not need
     shard:str=None,         # i/n: only the i-th of n parts, for several processes
     seeds:int=None,         # instead of pictures: so many tiles that the model draws
     brief:store_true=False, # a sentence instead of the JSON line at the end
@@ -470,7 +471,7 @@ def hx_explain(
         ex = Explainer.from_run(model, device) if (Path(model)/'model').is_dir() else Explainer.load(model, device)
         clf = given_classifier(classifier, options) if classifier else None
         asked = dict(target=target, p=p, method=method, question=question, closeness=closeness,
-            hold=() if hold == 'none' else tuple(hold.split(',')), views=views)
+            hold=() if hold == 'none' else tuple(hold.split(',')), views=views, prune=bool(prune))
         settings = asked | dict(model=ex.card['name'], weights=fingerprint(ex.G),
             classifier=fingerprint(clf or ex.classifier), shard=shard)
         table = Table(csv, settings) if csv else None
@@ -615,6 +616,7 @@ def hx_explore(
     p:float=.9,              # how sure the classifier should be
     port:int=8866,           # on this machine
     no_browser:store_true=False, # do not open it
+    dark:store_true=False,   # light pictures on a dark page
 ):
     "The explorer as a page of its own, in the browser: no notebook in sight. Ctrl-C ends it."
     with user_errors():
@@ -627,15 +629,16 @@ def hx_explore(
         to_choose_from(tiles[0] if len(tiles) == 1 else tiles or None)   # an error here is better than one on the page
         with tempfile.TemporaryDirectory() as folder:
             _serve(explorer_page(folder, here.resolve(), tiles[0] if len(tiles) == 1 else tiles or None, p), port,
-                not no_browser)
+                not no_browser, dark)
 
-def _serve(page, port, show):
+def _serve(page, port, show, dark=False):
     "Run Voilà on a notebook until it ends or is interrupted. Raises `HxError`."
     with socket.socket() as s:
         if not s.connect_ex(('127.0.0.1', port)): raise HxError(f'port {port} is in use: --port takes another')
     token = secrets.token_hex(12)
     url = f'http://localhost:{port}/?token={token}'
     (page.parent/'voila.json').write_text(dumps({'VoilaConfiguration': dict(preheat_kernel=True,
+        theme='dark' if dark else 'light',
         template='histoxplaining', extension_denylist=['jupyterlab-jupytext'])}))
     command = [sys.executable, '-m', 'voila', page.name, f'--token={token}', f'--port={port}', '--Voila.ip=127.0.0.1',
         '--strip_sources=True', '--show_tracebacks=True', '--no-browser', '--Voila.log_level=WARN']

@@ -19,7 +19,7 @@ from .classifier import log_odds
 from .explainer import Code, Explainer, as_batch, as_pictures
 from .latents import NoDirection
 from .methods import (Ask, Edit, Trial, answer, crossing, differentiable, in_views, mahalanobis_limit,
-    methods, moved, search)
+    methods, moved, pruned, search)
 from .methods import direction, gradient, sefa
 from .inversion import transfer_detail, optimise_code as refined
 
@@ -178,6 +178,7 @@ def _answer(cf, found, job, j, frames):
             cf.p_views = float((in_views(job.explainer, best.hit.picture[None], job.ask.classifier, job.ask.views) /
                 job.temperature).softmax(2).mean(0)[0, job.ask.target])
         _change(cf)
+    if best.edit.kept is not None: cf.kept = best.edit.kept[0].cpu().numpy()
     if best.edit.w is not None: cf.w = (cf.w[:1] + np.float32([[0], [last]]) * best.edit.w[0].mean(0).cpu().numpy())
     if cf.carried and cf.success: cf.ghosting = float(job.finish(job.render(j, best.edit, [last]), [j], True)[2])
     seen = best.seen
@@ -237,6 +238,7 @@ class _Job:
         finish = (lambda img, k: self.finish(img, [idx[i] for i in k])) if self.carry else None
         odds = log_odds(self.logits[idx], self.ask.target, self.temperature)
         for e in edits:
+            if self.ask.prune and e.whole is not None: e = pruned(self.explainer, self.code[idx], e, self.ask)
             seen = search(self.explainer, self.code[idx], e, start[idx], self.ask, scan, odds,
                 low if low != size else None, finish)
             for k, s in enumerate(seen):
@@ -497,6 +499,7 @@ def explain(
     classifier=None,         # explain another classifier than the model's own
     seed:int=0,              # of anything random
     scan:int=0,              # further sizes looked at before the crossing, for paths that may come back
+    prune:bool=False,        # translator: take back the parts of its step that the classifier does not need
     views:int=1,             # up to eight: p must hold for the picture and for the mean of so many dihedral views
     callback=None,           # called with a word for what comes next; what it raises ends the search
 )->list:
@@ -505,7 +508,8 @@ def explain(
     _check(explainer, images, seeds, method, p, n, space, classifier, carry, views, closeness, question)
     hold = (hold,) if isinstance(hold, str) else tuple(hold)
     if isinstance(classifier, torch.nn.Module): classifier = classifier.frozen().to(explainer.device)
-    ask = Ask(0, 0, p, views, hold, space, classifier, n, closeness, question == 'typical', seed)
+    ask = Ask(0, 0, p, views, hold, space, classifier, n, closeness, question == 'typical', seed,
+        prune)
     start = time.perf_counter()
     names, own, originals, code = _inputs(explainer, images, seeds)
     say = callback or (lambda what: None)

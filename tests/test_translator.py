@@ -94,3 +94,30 @@ def test_alternatives_leave_the_answer_as_it_is():
     for a, b in zip(one, many):
         assert a.success == b[0].success and (not a.success or len(b) > 1
             and (a.counterfactual.astype(int) - b[0].counterfactual).__abs__().max() <= 1)
+
+
+def test_a_pruned_step_is_enough_and_less():
+    "What the classifier does not need is taken back: p holds, the picture changes less, and it says where it moved."
+    ex = Explainer.from_pretrained('colon-64')
+    pics = ex.render(Code(ex.mapping(range(12)), ex.layouts(range(12))))
+    whole, less = explain(ex, pics), explain(ex, pics, prune=True)
+    both = [(a, b) for a, b in zip(whole, less) if a.success and a.method == 'translate']
+    assert len(both) >= 6
+    for a, b in both:
+        assert b.success and b.p >= .9 and b.kept.shape == (65,) and set(np.unique(b.kept)) <= {0., 1.}
+        assert b.step <= a.step + 1e-4 and a.kept is None
+    assert np.mean([b.area for _, b in both]) < np.mean([a.area for a, _ in both])
+    assert 0 < np.mean([b.kept.mean() for _, b in both]) < 1
+
+
+def test_a_price_on_pattern_and_length_makes_steps_smaller(tiny, model, tmp_path):
+    "The terms that keep a translator to what is needed are there, finite, and nothing without their weights."
+    from histoxplaining.translator import _length, _pattern
+    x = torch.rand(3, 3, 32, 32) * 1.2 - .8
+    assert _pattern(x, x).abs().max() < 1e-6 and (_pattern(x, x * .8) > 0).all()
+    step = torch.zeros(3, 8), torch.zeros(3, 4, 4, 4)
+    assert _length(step, torch.ones(8)).max() < 1e-3 and _length((step[0] + 2, step[1]), torch.ones(8)).min() > 1.9
+    run = train(config(tiny, model, kimg=.016, pattern_weight=1., length_weight=1.), tmp_path/'t',
+        tiny/'classifier.safetensors', quiet=True)
+    terms = next(r for r in run.read_log() if 'pattern' in r)
+    assert np.isfinite([terms['pattern'], terms['length']]).all() and terms['near'] > 0
