@@ -84,6 +84,8 @@ class Counterfactual:
     # float32 [2, w_dim]: mean w over the layers, of the tile and of the counterfactual
     w:np.ndarray|None = None
     # the code was refined, because the reconstruction was judged otherwise than the tile
+    # float32 [1 + GRID^2]: what is left of a pruned step: w, then the cells of the layout
+    kept:np.ndarray|None = None
     refined:bool = False
     # the generator's missing detail was added: the change is counted from the original
     carried:bool = False
