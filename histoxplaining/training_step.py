@@ -101,8 +101,8 @@ class TrainConfig:
     stain_weight:float = 10.       # translator: mean stains are held; 0 to audit a classifier
     plane_weight:float = 3.        # translator: colours stay on the plane of the two stains
     fade_weight:float = 2.         # of the translator: fine contrast of the stains that is lost
-    pattern_weight:float = 0.      # translator: pattern and strength of the stains, at closeness
-    length_weight:float = 0.       # translator: length of the step in the code, at closeness
+    pattern_weight:float = 2.      # translator: pattern and strength of the stains, at closeness
+    length_weight:float = .3       # translator: length of the step in the code, at closeness
     unlike_weight:float = .3       # translator: two draws for one tile are unlike each other
     ema_kimg:float|None = None     # half life of the moving averages; None: 10 batch / 32
     ema_ramp:float = .05           # ... or this share of the run so far, if shorter

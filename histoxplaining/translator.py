@@ -206,8 +206,10 @@ def translator_terms(
          'near': (close * dist(img, recon)).mean(),
          'cycle': cycle, 'stain': cfg.stain_weight * stain.mean(), 'plane': cfg.plane_weight * plane.mean()}
     if cfg.fade_weight: t['fade'] = cfg.fade_weight * _fading(recon, img).mean()
-    if cfg.pattern_weight: t['pattern'] = cfg.pattern_weight * (close * _pattern(recon, img)).mean()
-    if cfg.length_weight: t['length'] = cfg.length_weight * (close * _length(step, st.T.sd)).mean()
+    # what tissue of the class looks like is not only what the classifier needs
+    price = close * (1 - asked.typical.float())
+    if cfg.pattern_weight: t['pattern'] = cfg.pattern_weight * (price * _pattern(recon, img)).mean()
+    if cfg.length_weight: t['length'] = cfg.length_weight * (price * _length(step, st.T.sd)).mean()
     if cfg.unlike_weight:
         i = [k for k, n in enumerate(idx) if n % 4 == 0]               # the same tiles however the batch is dealt out
         if i:
