@@ -363,7 +363,8 @@ def _facts(cf)->dict:
     "What a card and the table say about a case in numbers, beside p and the size of the edit."
     h, w = cf.reconstruction.shape[:2]
     shift = {k: _signed(cf.stain_shift.get(k, math.nan)) for k in 'HE'}
-    return {'size at p = 0.5': _size(cf.p_half), 'haematoxylin (OD)': shift['H'], 'eosin (OD)': shift['E'],
+    kept = getattr(cf, 'kept', None)
+    return ({} if kept is None else {'left of the step': f'{kept.mean():.0%}'}) | {'size at p = 0.5': _size(cf.p_half), 'haematoxylin (OD)': shift['H'], 'eosin (OD)': shift['E'],
             'area changed': f'{cf.area:.0%}' if math.isfinite(cf.area) else '–', 'tile': f'{w} × {h} px',
                 'time': _time(cf.seconds)}
 
@@ -472,9 +473,11 @@ def _table(rows, head=())->str:
     return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
 
 def _all_numbers(cfs)->str:
-    head = ['', 'name', 'from', 'to', 'p original', 'p reconstruction', 'p', 'size of the edit', *_facts(cfs[0])]
+    facts = [_facts(c) for c in cfs]
+    more = list(dict.fromkeys(k for f in facts for k in f))
+    head = ['', 'name', 'from', 'to', 'p original', 'p reconstruction', 'p', 'size of the edit', *more]
     rows = [[i, c.name, c.source, c.target, *(p_text(p.p) for p in panels(c)[:2]), p_text(c.p), _size(c.step),
-        *_facts(c).values()] for i, c in enumerate(cfs, 1)]
+        *(f.get(k, '–') for k in more)] for i, (c, f) in enumerate(zip(cfs, facts), 1)]
     return _table(rows, head)
 
 # %% ../nbs/32_report.ipynb #6644bf2f
