@@ -16,6 +16,18 @@ from histoxplaining.tiles import TileStore
 
 FIGURES = ('accuracy', 'auc', 'ece_raw', 'ece', 'flips', 'accuracy_restained', 'flips_same', 'r2')
 
+def trained(store, by, robust, a):
+    "A classifier and its row of figures."
+    val, t = store.split(by)[1], time.time()
+    clf = train_classifier(store, stain_jitter=robust, split_by=by, epochs=1 if a.quick else a.epochs, seed=a.seed,
+        callback=print)
+    v, d = clf.report['val'], stain_dependence(clf, val)
+    return clf, dict(classifier='stain-robust' if robust else 'plain', split=by, n=v['n'], accuracy=v['accuracy'],
+        auc=v['auc'], ece_raw=v['ece_raw'], ece=v['ece'], flips=d['flips'], accuracy_restained=d['accuracy'],
+        flips_same=d['flips_same'], r2=d['r2'], temperature=clf.temperature, epochs=len(clf.report['history']),
+        seconds=round(time.time() - t))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('source', nargs='?', default=Path(os.environ.get('HX_SHARED', '../shared'))/'data'/'colon')
@@ -37,18 +49,11 @@ def main():
             store = TileStore.create(table, Path(tmp)/'q.lmdb', size=a.size, classes=a.classes.split(','), seed=a.seed)
         rows = []
         for by in ('pseudo_slide', 'random'):
-            val = store.split(by)[1]
             for robust in (False, True):
-                t = time.time()
-                clf = train_classifier(store, stain_jitter=robust, split_by=by, epochs=1 if a.quick else a.epochs,
-                    seed=a.seed, callback=print)
-                v, d = clf.report['val'], stain_dependence(clf, val)
-                rows.append(dict(classifier='stain-robust' if robust else 'plain', split=by, n=v['n'],
-                    accuracy=v['accuracy'], auc=v['auc'], ece_raw=v['ece_raw'], ece=v['ece'],
-                    flips=d['flips'], accuracy_restained=d['accuracy'], flips_same=d['flips_same'], r2=d['r2'],
-                        temperature=clf.temperature, epochs=len(clf.report['history']), seconds=round(time.time() - t)))
-                print(json.dumps(rows[-1]), flush=True)
-                if a.save: clf.save(Path(a.save)/f"{rows[-1]['classifier']}_{by}.safetensors")
+                clf, row = trained(store, by, robust, a)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+                if a.save: clf.save(Path(a.save)/f"{row['classifier']}_{by}.safetensors")
             for name, r in (('RGB moments, linear', clf.report['rgb']),
                     ('RGB moments, trees', clf.report['rgb']['trees'])):
                 rows.append(dict(classifier=name, split=by, n=r['n'], accuracy=r['accuracy'], auc=r['auc'],

@@ -125,6 +125,42 @@ def in_two_processes(tmp, mode, n):
     return float(out.stdout.split('seconds')[1])
 
 
+def speeds(store, clf, tmp, modes, n):
+    "Seconds of a step in one process and in two, by mode."
+    one, two = {}, {}
+    for mode in modes:
+        one[mode] = step_seconds(store, clf, mode, n)
+        if mode in ('stylegan2', 'stylegan2, ADA', 'StyleEx'): two[mode] = in_two_processes(tmp, mode, n)
+        print(f'{mode:20s} one process {one[mode]:.3f} s/step {16 / one[mode]:5.1f} img/s' +
+            (f'   two processes {two[mode]:.3f} s/step {16 / two[mode]:5.1f} img/s' if mode in two else ''), flush=True)
+    return one, two
+
+
+def where_time_goes(store, clf, mode, seconds, peak):
+    "Print the parts of a step. Gives the share of the fastest layer's speed."
+    parts, flops = phases(store, clf, mode)
+    share = flops / seconds / peak
+    print(f'\n{mode}, one process: {flops / 1e9:.1f} GFLOP of convolutions a step, {share:.0%} of the '
+        f'{peak / 1e9:.0f} GFLOP/s that the fastest layer reaches alone')
+    for k, v in sorted(parts.items(), key=lambda kv: -kv[1]): print(f'  {v:.3f} s  {v / sum(parts.values()):4.0%}  {k}')
+    return share
+
+
+def summary(one, two, seconds, share):
+    best = {k: min(one[k], two.get(k, 9e9)) for k in one}
+    ref = REF_UNITS / seconds
+    return {'img_s': round(16 / best['stylegan2, ADA'], 2), 'ref_img_s': round(ref, 2),
+        'ratio': round(16 / best['stylegan2, ADA'] / ref, 3),
+        'ratio_one_process': round(16 / one['stylegan2, ADA'] / ref, 3),
+        'ratio_plain': round(16 / best['stylegan2'] / ref, 3),
+        'styleex_img_s': round(16 / best['StyleEx'], 2),
+        'styleex_over_stylegan2': round(best['StyleEx'] / best['stylegan2'], 2),
+        'peak_mb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        'conv_share': {k: round(v, 2) for k, v in share.items()},
+        'one_process': {k: round(16 / v, 1) for k, v in one.items()},
+        'two_processes': {k: round(16 / v, 1) for k, v in two.items()}}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--quick', action='store_true',
@@ -147,33 +183,11 @@ def main():
         store = TileStore.create(write_folder(Path(tmp)/'tiles', 64, 64, seed=0), Path(tmp)/'t.lmdb', size=64, val=0)
         clf, n, runs = get_clf(store), 16 if a.quick else 32, 5 if a.quick else 15
         before, peak = unit(runs)
-        one, two = {}, {}
-        for mode in MODES if not a.quick else ('stylegan2', 'stylegan2, ADA', 'StyleEx'):
-            one[mode] = step_seconds(store, clf, mode, n)
-            if mode in ('stylegan2', 'stylegan2, ADA', 'StyleEx'): two[mode] = in_two_processes(tmp, mode, n)
-            print(f'{mode:20s} one process {one[mode]:.3f} s/step {16 / one[mode]:5.1f} img/s' +
-                (f'   two processes {two[mode]:.3f} s/step {16 / two[mode]:5.1f} img/s' if mode in two else ''),
-                flush=True)
+        one, two = speeds(store, clf, tmp, MODES if not a.quick else ('stylegan2', 'stylegan2, ADA', 'StyleEx'), n)
         after, peak2 = unit(runs)
-        seconds, peak, share = (before + after) / 2, max(peak, peak2), {}
-        for mode in ('stylegan2, ADA', 'StyleEx'):
-            parts, flops = phases(store, clf, mode)
-            share[mode] = flops / one[mode] / peak
-            print(f'\n{mode}, one process: {flops / 1e9:.1f} GFLOP of convolutions a step, {share[mode]:.0%} of the '
-                f'{peak / 1e9:.0f} GFLOP/s that the fastest layer reaches alone')
-            for k, v in sorted(parts.items(), key=lambda kv: -kv[1]):
-                print(f'  {v:.3f} s  {v / sum(parts.values()):4.0%}  {k}')
-    best = {k: min(one[k], two.get(k, 9e9)) for k in one}
-    ref = REF_UNITS / seconds
-    print(json.dumps({'img_s': round(16 / best['stylegan2, ADA'], 2), 'ref_img_s': round(ref, 2),
-        'ratio': round(16 / best['stylegan2, ADA'] / ref, 3),
-        'ratio_one_process': round(16 / one['stylegan2, ADA'] / ref, 3),
-        'ratio_plain': round(16 / best['stylegan2'] / ref, 3),
-                      'styleex_over_stylegan2': round(best['StyleEx'] / best['stylegan2'], 2),
-                          'peak_mb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                      'conv_share': {k: round(v, 2) for k, v in share.items()},
-                          'one_process': {k: round(16 / v, 1) for k, v in one.items()},
-                          'two_processes': {k: round(16 / v, 1) for k, v in two.items()}}))
+        share = {mode: where_time_goes(store, clf, mode, one[mode], max(peak, peak2))
+            for mode in ('stylegan2, ADA', 'StyleEx')}
+    print(json.dumps(summary(one, two, (before + after) / 2, share)))
 
 
 if __name__ == '__main__': main()

@@ -392,8 +392,8 @@ def _descend(explainer, code, ask, goal, generator, steps, restarts):
     ref, n, target, w = explainer.reference, len(code), ask.target, code.w
     many = code[list(range(n)) * restarts]
     z, edit = _variables(explainer, many, ask.space)
-    root, fns = ref.root.to(w), [fn for h in ask.hold for fn in HOLDS[h].values()]
-    R = root.T @ held_gradients(explainer, ask.hold).to(w)                    # in whitened coordinates
+    fns = [fn for h in ask.hold for fn in HOLDS[h].values()]
+    R = ref.root.to(w).T @ held_gradients(explainer, ask.hold).to(w)          # in whitened coordinates
     def odds(img):
         return log_odds(explainer.classify(img, ask.classifier), target, ask.judge(explainer).temperature)
     sd, Q = R.norm(dim=0).clamp_min(1e-6), torch.linalg.qr(R)[0] if fns else None
@@ -426,10 +426,9 @@ def _descend(explainer, code, ask, goal, generator, steps, restarts):
                 z[0] = (u0 + z[0]) * (limit / (u0 + z[0]).norm(dim=1)).clamp_max(1)[:, None] - u0
     length = torch.where(torch.isinf(size), _norm(best), size).view(restarts, n)
     # shortest success; else nearest to the goal
-    score = torch.where(torch.isinf(size).view(restarts, n), 1e6 - top.view(restarts, n), length)
-    k = score.argmin(0)
-    chosen = [b.view(restarts, n, *b.shape[1:])[k, torch.arange(n)] for b in best]
-    return edit(chosen), length[k, torch.arange(n)], top.view(restarts, n)[k, torch.arange(n)], m0[:n]
+    k = torch.where(torch.isinf(size).view(restarts, n), 1e6 - top.view(restarts, n), length).argmin(0)
+    of_best = lambda v: v.view(restarts, n, *v.shape[1:])[k, torch.arange(n)]
+    return edit([of_best(b) for b in best]), of_best(length.flatten()), of_best(top), m0[:n]
 
 def gradient(
     explainer,   # an `Explainer`

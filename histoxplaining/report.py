@@ -364,7 +364,8 @@ def _facts(cf)->dict:
     h, w = cf.reconstruction.shape[:2]
     shift = {k: _signed(cf.stain_shift.get(k, math.nan)) for k in 'HE'}
     kept = getattr(cf, 'kept', None)
-    return ({} if kept is None else {'left of the step': f'{kept.mean():.0%}'}) | {'size at p = 0.5': _size(cf.p_half), 'haematoxylin (OD)': shift['H'], 'eosin (OD)': shift['E'],
+    return ({} if kept is None else {'left of the step': f'{kept.mean():.0%}'}) | {
+            'size at p = 0.5': _size(cf.p_half), 'haematoxylin (OD)': shift['H'], 'eosin (OD)': shift['E'],
             'area changed': f'{cf.area:.0%}' if math.isfinite(cf.area) else '–', 'tile': f'{w} × {h} px',
                 'time': _time(cf.seconds)}
 

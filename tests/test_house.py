@@ -29,7 +29,8 @@ def test_notebook_is_executed_and_shows_something(nb):
     outputs = [o for c in code for o in c['outputs']]
     assert not [o for o in outputs if o['output_type'] == 'error']
     assert outputs, f'{nb.name} stores no output: the site would show nothing'
-    big = [len(d) for o in outputs for k, d in o.get('data', {}).items() if k == 'image/png' and len(d) > 400_000]
+    big = [len(d) for o in outputs for k, d in o.get('data', {}).items() if k.startswith('image/')
+        and len(d) > 400_000]
     assert not big, f'{nb.name} stores pictures of {big} base64 characters'
 
 
@@ -83,15 +84,61 @@ def test_no_room_takes_private_names_of_another():
         assert not taken, f'{nb.name} takes {taken}'
 
 
-WIDE = 271   # lines that no bracket lets break: documentation of parameters, long texts, tables; not one more
+def texts():
+    "All code that is written by hand: cells of notebooks, tests, benchmarks, CI."
+    for nb in sorted((ROOT/'nbs').rglob('*.ipynb')):
+        if '.ipynb_checkpoints' in nb.parts: continue
+        for k, c in enumerate(cells(nb)):
+            if c['cell_type'] == 'code': yield f'{nb.stem}[{k}]', ''.join(c['source'])
+    for d in ('tests', 'benchmarks', '.ci'):
+        for p in sorted((ROOT/d).glob('*.py')): yield p.name, p.read_text(encoding='utf-8')
+
+
+def parsed():
+    for where, text in texts():
+        lines = ['' if line.startswith(('%', '!')) else line for line in text.split('\n')]
+        yield where, ast.parse('\n'.join(lines))
 
 
 def test_lines_are_not_too_long():
-    texts = [''.join(c['source']) for nb in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in nb.parts
-        for c in cells(nb) if c['cell_type'] == 'code']
-    texts += [p.read_text(encoding='utf-8') for d in ('tests', 'benchmarks') for p in (ROOT/d).glob('*.py')]
-    wide = [line for text in texts for line in text.split('\n') if len(line) > 120]
-    assert len(wide) <= WIDE, f'{len(wide)} lines over 120 characters, such as {max(wide, key=len)[:200]}'
+    wide = [f'{where}: {line[:100]}' for where, text in texts() for line in text.split('\n') if len(line) > 120]
+    assert not wide
+
+
+def test_functions_are_not_too_long():
+    "60 lines with signature and docstring, 40 of body."
+    long = []
+    for where, tree in parsed():
+        for f in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+            body = f.body[1:] if ast.get_docstring(f) and len(f.body) > 1 else f.body
+            if f.end_lineno - f.lineno >= 60 or f.end_lineno - body[0].lineno >= 40: long.append(f'{where}: {f.name}')
+    assert not long
+
+
+def test_no_conditional_within_a_conditional():
+    nested = [f'{where}, line {n.lineno}' for where, tree in parsed() for n in ast.walk(tree)
+        if isinstance(n, ast.IfExp) and (isinstance(n.orelse, ast.IfExp) or isinstance(n.body, ast.IfExp))]
+    assert not nested
+
+
+def test_parameters_of_public_functions_are_explained():
+    mute = []
+    for nb in NOTEBOOKS:
+        for c in cells(nb):
+            s = ''.join(c['source'])
+            if c['cell_type'] != 'code' or not s.startswith('#| export'): continue
+            for f in ast.parse(s).body:
+                if not isinstance(f, ast.FunctionDef) or f.name.startswith('_'): continue
+                head = s.split('\n')[f.lineno - 1:f.body[0].lineno - 1]
+                if len(f.args.args + f.args.kwonlyargs) > 1 and not any('#' in line for line in head):
+                    mute.append(f'{nb.stem}: {f.name}')
+    assert not mute
+
+
+def test_notebooks_are_light():
+    heavy = [p.name for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts
+        and p.stat().st_size > 600_000]
+    assert not heavy, f'{heavy}: python .ci/pictures.py'
 
 
 def test_rooms_have_numbers_of_their_own():
