@@ -11,7 +11,10 @@ from bs4 import BeautifulSoup
 from latex2mathml.converter import convert
 
 PAGES = {'Start': {'from_your_tiles': 'From your tiles to a report', 'your_classifier': 'Your classifier'},
-         'Use': {'reading_a_result': 'Reading a result', 'what_a_model_can_answer': 'What a model can answer'}}
+         'Use': {'reading_a_result': 'Reading a result', 'what_a_model_can_answer': 'What a model can answer',
+             'checking': 'Choosing a method, audits, a study'},
+         'Train': {'training': 'Training a model'}, 'Results': {'results': 'Results'},
+         'Reference': {'by_task': 'The API by task'}}
 # the first room that no longer belongs
 PARTS = {'Ground': 3, 'Data': 7, 'Networks': 12, 'Classifier and models': 15, 'Measures': 17, 'Training': 23,
     'Explaining': 30, 'Judging': 32, 'Showing': 99}
