@@ -34,7 +34,7 @@ from .metrics import (Results, density_coverage, frechet_distance, kid, load_sta
 from .distributed import rank
 from .training_step import TrainConfig
 from .training import PRESETS, preset as preset_config, train
-from .explainer import MODELS, Code, Explainer, as_picture, model_folder, packaged
+from .explainer import MODELS, Code, Explainer, as_picture, downloaded, model_folder, packaged
 from .counterfactual import explain, nearest_tiles, summarise
 from .results import Table, record, write_geojson
 from .evaluation import CONTROLS, evaluate, measure, read_pairs, save_pairs
@@ -535,14 +535,15 @@ def _light(cf):
 
 @call_parse
 def hx_models():
-    "The models that come with the package: classes, size, terms, figures."
-    for name in packaged():
-        card = read_json(MODELS/name/'card.json')
+    "The models that come with the package or were fetched before: classes, size, terms, figures."
+    for folder in [*(MODELS/name for name in packaged()), *downloaded()]:
+        card = read_json(folder/'card.json')
         m = card.get('measured', {})
-        print(f"{name}: {', '.join(card['classes'])}; {card['size']} px; {card.get('nimg', 0) / 1000:.0f} thousand "
-            f"images; LPIPS of reconstructions {m.get('val_perceptual', float('nan')):.3f}"
-              f"{'; with a translator' if (MODELS/name/'translator.safetensors').exists() else ''}\n  "
-                  f"{card.get('terms', '').strip()}")
+        print(f"{folder.name if folder.parent == MODELS else folder}: {', '.join(card['classes'])}; {card['size']} px; "
+            f"{card.get('nimg', 0) / 1000:.0f} thousand images; LPIPS of reconstructions "
+            f"{m.get('val_perceptual', float('nan')):.3f}"
+            f"{'; with a translator' if (folder/'translator.safetensors').exists() else ''}\n  "
+            f"{card.get('terms', '').strip()}")
 
 @call_parse
 @with_options(TrainConfig, Told, leave_out=('data', 'arch', 'init', 'size', 'cond', 'disc'))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OTHER_PICTURES', 'SYSTEM', 'SPLITS_OF_OTHERS', 'COLUMNS', 'MAX_MEMBER', 'MAX_RATIO', 'CHEXPERT', 'MAX_LARGE', 'GLASS',
            'UNSCANNED', 'Item', 'Source', 'merge_map', 'hidden', 'picture_files', 'column_kind', 'table_delimiter',
-           'file_stamp', 'decoded_text', 'store_identity', 'lmdb_value', 'LmdbIndex', 'lmdb_index', 'lmdb_source',
-           'open_source', 'fail_with', 'checked_source', 'tissue_share', 'channels', 'pictures']
+           'file_stamp', 'decoded_text', 'open_zip', 'store_identity', 'lmdb_value', 'LmdbIndex', 'lmdb_index',
+           'lmdb_source', 'open_source', 'fail_with', 'checked_source', 'tissue_share', 'channels', 'pictures']
 
 # %% ../nbs/03_sources.ipynb #230951ae
 import csv, io, json, lmdb, os, re, stat, threading, zipfile
@@ -231,8 +231,11 @@ def _unwrap(names):
             for n in names): top += f'{inner.pop()}/'
     return top
 
-def _open_zip(path):
-    "The members that may be read, and a thread-safe reader."
+def open_zip(
+    path,         # *.zip
+)->tuple:
+    """Names of the members that may be read (with a stamp each), and a thread-safe function name -> bytes. Raises
+    `DataError` for an archive that holds anything odd."""
     try: z = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as e: raise DataError(f'{path}: not a readable zip file ({e})') from None
     members = [m for m in z.infolist() if not m.is_dir()]
@@ -331,7 +334,7 @@ def _by_json(text, names, classes, path, source):
     return [Item(n, l, '', names.get(n, 'missing')) for n, l in zip(listed, labels) if l is not None], chosen
 
 def _zip_source(path, classes, group):
-    stamps, read = _open_zip(path)
+    stamps, read = open_zip(path)
     seen = [n for n in stamps if _is_picture(n) or n.lower().endswith(('.csv', 'dataset.json')) and not hidden(n)]
     top = _unwrap(seen)
     names = {n.removeprefix(top): stamps[n] for n in seen}

@@ -114,3 +114,30 @@ def test_kill_and_go_on(server, tmp_path):
     had = part.stat().st_size
     assert 0 < had < len(DATA) and not (tmp_path/'t.zip').exists()
     assert get(server, tmp_path).read_bytes() == DATA and server.asked[-1] == had   # only the rest
+
+
+def test_a_model_comes_by_address_once_and_is_what_was_told(tmp_path, monkeypatch):
+    "A zip of a model folder at an address with its checksum; the second time nothing is asked for."
+    import io, zipfile
+    from histoxplaining.explainer import MODELS, Explainer, downloaded, model_folder
+    from histoxplaining.files import CheckpointError
+    monkeypatch.setenv('HX_CACHE', str(tmp_path))
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, 'w') as z:
+        for f in (MODELS/'colon-64').iterdir(): z.write(f, f'colon-64/{f.name}')
+    monkeypatch.setitem(globals(), 'DATA', out.getvalue())
+    sha = hashlib.sha256(DATA).hexdigest()
+    with Server() as server:
+        at = f'{server.url}#sha256={sha}'
+        ex = Explainer.load(at)
+        assert ex.card['name'] == 'colon-64' and ex.translator is not None and len(server.asked) == 1
+        assert model_folder(at) == downloaded()[0] and len(server.asked) == 1
+        assert [p.name for p in (tmp_path/'models').iterdir()] == [f'tiles-{sha[:12]}']
+        with pytest.raises(CheckpointError, match='say what must come'): model_folder(server.url)
+        with pytest.raises(CheckpointError, match='wrong contents'):
+            model_folder(f"{server.url}#sha256={'0' * 64}")
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, 'w') as z: z.writestr('readme.md', 'no model')
+    monkeypatch.setitem(globals(), 'DATA', out.getvalue())
+    with Server() as server, pytest.raises(CheckpointError, match='expected a zip of one model folder'):
+        model_folder(f'{server.url}#sha256={hashlib.sha256(DATA).hexdigest()}')
