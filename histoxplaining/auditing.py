@@ -11,7 +11,7 @@ import copy, math
 import numpy as np, torch
 import torch.nn.functional as F
 from .files import renamed, DataError, HxError, progress, stream, stream_seed
-from .images import dihedral, from_uint8, hed, restain, to_uint8, zoom
+from .images import dihedral, from_uint8, moments_of_stain, restain, to_uint8, zoom
 from histoxplaining.synthetic import (CAUSES, FACTORS, FactorReader, draw_factors, factor_reader, relative_factors,
     render, synthetic_tiles)
 from .metrics import Measured, Results
@@ -214,10 +214,6 @@ def edit_similarity(
         seed=seed, n=len(w), step=step)
 
 # %% ../nbs/30_auditing.ipynb #f9bdd775
-def _moments(x):
-    s = hed(x)[:, :2].flatten(2)
-    return torch.stack([s.mean(2), s.std(2)], 2).flatten(1)
-
 @torch.no_grad()
 def shortcut_report(
     classifier,          # any, on these classes
@@ -249,11 +245,11 @@ def shortcut_report(
         if explainer is not None:
             (w, f), (v, g) = explainer.encode(x), explainer.encode(y)
             x, y = explainer.generate(w, f), explainer.generate(v, g)
-            views = dict(texture=restain(explainer.generate(v, f), _moments(x)))
-            if f is not None: views['layout'] = restain(explainer.generate(w, g), _moments(x))
+            views = dict(texture=restain(explainer.generate(v, f), moments_of_stain(x)))
+            if f is not None: views['layout'] = restain(explainer.generate(w, g), moments_of_stain(x))
         scaled = [zoom(x, torch.full((len(x),), s)) for s in (.8, 1.25)]
         logits = {c: classifier(u.clamp(-1, 1)).cpu() for c,
-            u in dict(none=x, all=y, stain=restain(x, _moments(y)), **views).items()}
+            u in dict(none=x, all=y, stain=restain(x, moments_of_stain(y)), **views).items()}
         odds = lambda l: l[rows, b] - l[rows, a]
         zoomed = [classifier(u.clamp(-1, 1)).cpu() for u in scaled]
         best = torch.stack([odds(l) for l in zoomed]).argmax(0)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'IMAGENET', 'WRAPPINGS', 'PREFIXES', 'FILES', 'ordered_classes', 'constants', 'inner_modules', 'quiet',
-           'bare_output', 'Classifier', 'log_odds', 'OnnxModel', 'confusion', 'check_names', 'predict', 'reliability',
-           'calibration_error', 'evaluate_classifier', 'rgb_baseline', 'report_card', 'fit_temperature',
+           'bare_output', 'calibrated', 'Classifier', 'log_odds', 'OnnxModel', 'confusion', 'check_names', 'predict',
+           'reliability', 'calibration_error', 'evaluate_classifier', 'rgb_baseline', 'report_card', 'fit_temperature',
            'train_classifier', 'linear_probe', 'stain_dependence']
 
 # %% ../nbs/12_classifier.ipynb #383978f8
@@ -98,6 +98,13 @@ def bare_output(out):
 # %% ../nbs/12_classifier.ipynb #d9595920
 OUTPUTS = ('auto', 'logits', 'probs', 'sigmoid')
 
+def calibrated(
+    logits:torch.Tensor,   # [..., C]
+    temperature:float=1.,  # the classifier's
+)->torch.Tensor:
+    "Probabilities of logits: `[..., C]`."
+    return (logits / temperature).softmax(-1)
+
 class Classifier(nn.Module):
     "Pictures in [-1, 1] of any size to one logit per class."
     def __init__(self,
@@ -164,7 +171,7 @@ class Classifier(nn.Module):
 
     def probs(self, x:torch.Tensor)->torch.Tensor:
         "Calibrated probabilities `[N, classes]`."
-        return (self(x) / self.temperature).softmax(1)
+        return calibrated(self(x), self.temperature)
 
     def frozen(self):
         """Ready to be explained: evaluation mode, no gradient for the weights; still differentiable with respect to

@@ -25,7 +25,8 @@ from .images import SUFFIXES, write_png
 from .sources import picture_files
 from .synthetic import write_folder
 from .tiles import TileStore
-from .classifier import IMAGENET, Classifier, check_names, confusion, report_card, train_classifier
+from histoxplaining.classifier import (IMAGENET, Classifier, calibrated, check_names, confusion, report_card,
+    train_classifier)
 from .checkpoints import RunDir, load_network, load_state
 from .translator import Translator
 from .features import feature_set, features as get_features, fingerprint, generated, picture_set
@@ -566,7 +567,7 @@ def hx_translator(
         if hold not in ('stain', 'none'): raise HxError(f"--hold {hold}: expected stain or none")
         said = dict(data=str(data), arch='translator', kimg=kimg) | given(options, TrainConfig)
         if ckpt is None: said['init'] = str(folder)
-        if hold == 'none': said |= dict(stain_weight=0., plane_weight=0.)
+        if hold == 'none': said = dict(stain_weight=0., plane_weight=0., pattern_weight=2., length_weight=.3) | said
         clf = given_classifier(classifier or folder/'classifier.safetensors', options, TileStore(data))
         run = train(continued(said, ckpt), output_path or ckpt, clf, ckpt)
         if save and rank() == 0:
@@ -780,7 +781,7 @@ def _class_vectors(ex, label, counts, n, seed):
     ref = ex.reference
     if ex.card.get('arch') != 'stylegan2' and ref is not None and ex.classifier is not None:
         mine = torch.isin(ref.labels, torch.tensor([ex.classes.index(c) for c in names]))
-        if mine.any(): return (ref.logits[mine] / ex.classifier.temperature).softmax(1)
+        if mine.any(): return calibrated(ref.logits[mine], ex.classifier.temperature)
     weight = torch.tensor([float(counts.get(c, 0) or (not any(counts.get(k) for k in names))) if c in names else 0.
         for c in ex.classes])
     return torch.eye(ex.G.c_dim)[torch.multinomial(weight, n, replacement=True, generator=stream(seed, 'fid/classes'))]
@@ -837,7 +838,6 @@ def hx_fid(
         path = Path(out) if out else Path(home)/'metrics.jsonl'
         results.save(path)
         print(f'{results!r}\n-> {path}')
-
 
 # %% ../nbs/36_cli.ipynb #20b4daa7
 def _is_model(p): return (p/'card.json').exists() or (p/'model'/'card.json').exists()

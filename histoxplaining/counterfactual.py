@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from .files import DataError, HxError
 from .features import LPIPS
 from .images import from_uint8, optical_density, resize, to_uint8, unmixed
-from .classifier import log_odds
+from .classifier import calibrated, log_odds
 from .explainer import Code, Explainer, as_batch, as_pictures
 from .latents import NoDirection
 from .methods import (Ask, Edit, Trial, answer, crossing, differentiable, in_views, mahalanobis_limit,
@@ -177,8 +177,8 @@ def _answer(cf, found, job, j, frames):
         cf.p = float(probability(best.hit.log_odds))              # of this picture, as it was looked at ...
         if job.ask.views > 1:                                     # ... where that was the lesser of two
             cf.p = float(job.probabilities(best.hit.picture[None])[0, job.ask.target])
-            cf.p_views = float((in_views(job.explainer, best.hit.picture[None], job.ask.classifier, job.ask.views) /
-                job.temperature).softmax(2).mean(0)[0, job.ask.target])
+            logits = in_views(job.explainer, best.hit.picture[None], job.ask.classifier, job.ask.views)
+            cf.p_views = float(calibrated(logits, job.temperature).mean(0)[0, job.ask.target])
         _change(cf)
     if best.edit.kept is not None: cf.kept = best.edit.kept[0].cpu().numpy()
     if best.edit.w is not None: cf.w = (cf.w[:1] + np.float32([[0], [last]]) * best.edit.w[0].mean(0).cpu().numpy())
@@ -197,9 +197,10 @@ def _frames(cf, best, job, j, frames, last):
     # another batch size can round a grey level differently: one picture, one set of bytes
     cf.frames[0] = cf.before
     if cf.success: cf.frames[-1] = cf.counterfactual
-    logits = job.explainer.logits(cf.frames, job.ask.classifier) / job.temperature
-    cf.frame_p = logits.softmax(1)[:, job.ask.target].numpy()
-    return [Trial(float(t), float(m)) for t, m in zip(cf.frame_steps[1:-1], log_odds(logits, job.ask.target)[1:-1])]
+    logits = job.explainer.logits(cf.frames, job.ask.classifier)
+    cf.frame_p = calibrated(logits, job.temperature)[:, job.ask.target].numpy()
+    odds = log_odds(logits, job.ask.target, job.temperature)
+    return [Trial(float(t), float(m)) for t, m in zip(cf.frame_steps[1:-1], odds[1:-1])]
 
 @dataclass
 class _Job:
@@ -533,8 +534,8 @@ def _known(explainer, own, originals, code, ask, refine, carry, say):
     if originals is None: return code, recon, logits, logits, logits, set(), None
     of_files, of_tiles, T = None, explainer.logits(originals, ask.classifier), ask.judge(explainer).temperature
     of_files = _of_files(explainer, own, of_tiles, ask)
-    off = [] if refine is not None or carry or not hasattr(explainer, 'G') else _disagree((of_tiles / T).softmax(1),
-        (logits / T).softmax(1))
+    alone = refine is not None or carry or not hasattr(explainer, 'G')
+    off = [] if alone else _disagree(calibrated(of_tiles, T), calibrated(logits, T))
     if off:
         say('refinement')
         code = _refined(explainer, originals, code, off, REFINE, ask.classifier, .08)
@@ -546,7 +547,7 @@ def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_re
         carry, frames, scan, start, say):
     "Results for one target, in the order of the pictures."
     T = ask.judge(explainer).temperature
-    p_orig, p_small, p_recon = ((v / T).softmax(1) for v in (of_files, of_tiles, of_recon))
+    p_orig, p_small, p_recon = (calibrated(v, T) for v in (of_files, of_tiles, of_recon))
     sources, targets = _decided(explainer, p_orig, target, ask.classifier)
     classes = explainer.classes_of(ask.classifier)
     distance, limit = explainer.reference.distance(code.mean).tolist(), mahalanobis_limit(explainer)

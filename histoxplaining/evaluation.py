@@ -19,7 +19,7 @@ from .files import DataError, HxError, atomic_write, progress, stream
 from .images import dihedral, from_uint8, hed, read_image, resize, to_uint8, write_png
 from .sources import picture_files
 from .tiles import TileStore
-from .classifier import Classifier, predict, train_classifier
+from .classifier import Classifier, calibrated, predict, train_classifier
 from .features import (Features, FeatureSet, Lite0Distance, feature_set, features as get_features,
     fingerprint, perceptual)
 from .metrics import Measured, Results, kid, ms_ssim
@@ -160,8 +160,8 @@ def read_pairs(
 def _probabilities(classifier, pictures, batch=128):
     "Calibrated probabilities of uint8 pictures: float64 `[N, C]`."
     device = next((b.device for b in classifier.buffers()), 'cpu') if isinstance(classifier, torch.nn.Module) else 'cpu'
-    return torch.cat([(classifier(from_uint8(pictures[i:i + batch]).to(device)) /
-        classifier.temperature).softmax(1).double().cpu() for i in range(0, len(pictures), batch)]).numpy()
+    return torch.cat([calibrated(classifier(from_uint8(pictures[i:i + batch]).to(device)),
+        classifier.temperature).double().cpu() for i in range(0, len(pictures), batch)]).numpy()
 
 # %% ../nbs/31_evaluation.ipynb #86571931
 def jpeg(

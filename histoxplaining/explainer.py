@@ -18,7 +18,7 @@ from histoxplaining.files import (CheckpointError, DataError, HxError, cache_roo
     stream)
 from .images import from_uint8, read_image, resize, to_uint8
 from .sources import open_zip
-from .classifier import Classifier
+from .classifier import Classifier, calibrated
 from .translator import Translator
 from .checkpoints import PixelRange, RunDir, load_model, load_network, save_model
 from .tiles import TileStore
@@ -386,7 +386,7 @@ class Explainer:
             for s in seeds]).to(self.device)
         c = None
         if label is None and self.G.c_dim and self.reference is not None and self.classifier is not None:
-            opinions = (self.reference.logits / self.classifier.temperature).softmax(1)
+            opinions = calibrated(self.reference.logits, self.classifier.temperature)
             c = torch.stack([opinions[int(torch.randint(len(opinions), (1,), generator=stream(int(s), 'opinion')))]
                 for s in seeds]).to(self.device)
         elif label is not None and self.G.c_dim:
@@ -442,7 +442,7 @@ class Explainer:
     ):
         """Calibrated class probabilities `[N, C]` of uint8 pictures `[N, H, W, 3]`, the way they would be read from
         disk."""
-        return (self.logits(pictures, classifier) / (classifier or self.classifier).temperature).softmax(1)
+        return calibrated(self.logits(pictures, classifier), (classifier or self.classifier).temperature)
 
     def classes_of(self, classifier=None)->tuple:
         "Classes that can be asked for: those of the classifier that is explained."

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'STAINS', 'INK', 'PAPER', 'ACCENT', 'CLASS_COLOURS', 'to_uint8', 'from_uint8',
            'read_image', 'write_png', 'png_bytes', 'data_uri', 'resize', 'resize_batch', 'dihedral', 'shift', 'zoom',
-           'optical_density', 'unmixed', 'hed', 'from_hed', 'stain_jitter', 'restain', 'style', 'grid', 'show']
+           'optical_density', 'unmixed', 'hed', 'from_hed', 'stain_jitter', 'moments_of_stain', 'restain', 'style',
+           'grid', 'show']
 
 # %% ../nbs/01_images.ipynb #1b930e69
 import base64, io, math
@@ -223,9 +224,16 @@ def stain_jitter(
     he = s[:, :2] * gain[:, :, None, None].to(x) + bias[:, :, None, None].to(x)
     return from_hed(torch.cat([he, s[:, 2:]], 1))
 
+def moments_of_stain(
+    x:torch.Tensor,        # [..., 3, H, W] in [-1, 1]
+)->torch.Tensor:
+    "Mean and deviation of haematoxylin, then of eosin, in optical density: `[..., 4]`."
+    s = hed(x)[..., :2, :, :].flatten(-2)
+    return torch.stack([s.mean(-1), s.std(-1)], -1).flatten(-2)
+
 def restain(
     x:torch.Tensor,        # [N, 3, H, W] in [-1, 1]
-    moments:torch.Tensor,  # [N, 4]: mean and deviation of haematoxylin, then of eosin, in optical density
+    moments:torch.Tensor,  # [N, 4] of `moments_of_stain`
 )->torch.Tensor:
     """The same tissue with given moments of its stains, by the `gain` and `bias` that lead there: `[N, 3, H, W]` in
     [-1, 1]. What would be lighter than glass is clipped."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from .images import optical_density
 from .layers import normalize_2nd_moment
+from .classifier import calibrated
 from .losses import classifier_kl
 from .features import perceptual
 from .files import renamed
@@ -25,7 +26,7 @@ def _perceptual(): return perceptual()
 def _agreed(explainer, img, opinion, classifier, enough):
     "Of which pictures `[N]` the classifier says what it says of their tiles."
     T = (classifier or explainer.classifier).temperature
-    a, b = ((v / T).softmax(1) for v in (explainer.classify(img.clamp(-1, 1), classifier), opinion))
+    a, b = (calibrated(v, T) for v in (explainer.classify(img.clamp(-1, 1), classifier), opinion))
     return ((a - b).abs().amax(1) < enough) & (a.argmax(1) == b.argmax(1))
 
 def _adam(value, moments, grad, idx, k, lr, betas=(.9, .95)):

@@ -53,6 +53,10 @@ class Ask:
 
     def judge(self, explainer): return self.classifier or explainer.classifier
 
+    def odds(self, explainer, img):
+        "Log-odds of the target for pictures `[N, 3, H, W]` in [-1, 1]: `[N]`, differentiable."
+        return log_odds(explainer.classify(img, self.classifier), self.target, self.judge(explainer).temperature)
+
 class Trial(NamedTuple):
     "A size of an edit that was looked at."
     size:float               # in standard deviations of encoded tissue
@@ -258,8 +262,7 @@ def _guess(explainer, code, edit, start, ask, low, batch, looks=3):
         for i in range(0, len(k), batch):
             j = k[i:i + batch]
             img = moved(explainer, code[j], edit.pick(j), np.float32(sizes[i:i + batch]), low)
-            out += log_odds(explainer.classify(resize_batch(img, explainer.size), ask.classifier), ask.target,
-                ask.judge(explainer).temperature).cpu().tolist()
+            out += ask.odds(explainer, resize_batch(img, explainer.size)).cpu().tolist()
         return out
     every = list(range(len(code)))
     zero, goal = odds(every, [0.] * len(code)), ask.goal + 1e-5
@@ -389,13 +392,13 @@ def _times(v, k): return v * k.view(-1, *[1] * (v.ndim - 1))
 def _descend(explainer, code, ask, goal, generator, steps, restarts):
     """Descent for a few codes: (best variables, their size, log-odds there, log-odds at the start), and the function
     that makes an edit of them."""
-    ref, n, target, w = explainer.reference, len(code), ask.target, code.w
+    ref, n, w = explainer.reference, len(code), code.w
     many = code[list(range(n)) * restarts]
     z, edit = _variables(explainer, many, ask.space)
     fns = [fn for h in ask.hold for fn in HOLDS[h].values()]
     R = ref.root.to(w).T @ held_gradients(explainer, ask.hold).to(w)          # in whitened coordinates
     def odds(img):
-        return log_odds(explainer.classify(img, ask.classifier), target, ask.judge(explainer).temperature)
+        return ask.odds(explainer, img)
     sd, Q = R.norm(dim=0).clamp_min(1e-6), torch.linalg.qr(R)[0] if fns else None
     look = lambda z: moved(explainer, many, Edit('', **edit(z)), torch.ones(len(many), device=w.device))
     still = lambda v: v - v @ Q @ Q.T if fns and ask.space != 's' else v
@@ -501,8 +504,7 @@ def _texture(img):
 def _convinced(explainer, ask):
     "Numbers of the reference tiles whose pictures the classifier gives to the target with p."
     def says(img):
-        return log_odds(explainer.classify(img, ask.classifier), ask.target,
-        ask.judge(explainer).temperature).cpu()
+        return ask.odds(explainer, img).cpu()
     odds = explainer.cache.get('log-odds of the reference', ask.target, ask.classifier,
         make=lambda: _of_pictures(says, explainer, explainer.reference.code))
     return (odds >= ask.goal).nonzero()[:, 0]
@@ -728,7 +730,7 @@ def _needed(explainer, code, edit, ask):
     w, feat = _part(edit, keep)
     with torch.enable_grad():
         img = moved(explainer, code, replace(edit, w=w, feat=feat), edit.whole)
-        odds = log_odds(explainer.classify(img, ask.classifier), ask.target, ask.judge(explainer).temperature)
+        odds = ask.odds(explainer, img)
         return torch.autograd.grad(odds.sum(), keep)[0]
 
 def pruned(
@@ -745,8 +747,7 @@ def pruned(
     def enough(part, some, keep):
         w, feat = _part(some, keep)
         img = from_uint8(to_uint8(moved(explainer, part, replace(some, w=w, feat=feat), some.whole)))
-        return log_odds(explainer.classify(img.to(w), ask.classifier), ask.target,
-            ask.judge(explainer).temperature) >= ask.goal + MARGIN
+        return ask.odds(explainer, img.to(w)) >= ask.goal + MARGIN
     kept = []
     for i in range(0, len(code), batch):
         idx = list(range(i, min(i + batch, len(code))))

@@ -15,7 +15,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 from .files import DataError, progress, stream, stream_seed
-from .images import dihedral, from_uint8, hed, png_bytes, read_image, resize
+from .images import dihedral, from_uint8, hed, moments_of_stain, png_bytes, read_image, resize
 from .sources import Source, lmdb_value, store_identity, channels, open_source, pictures, tissue_share
 from .slides import is_slides, open_slides
 
@@ -26,8 +26,7 @@ def stain_moments(
     tile:np.ndarray,   # uint8 [H, W, 3]
 )->np.ndarray:
     "Mean and deviation of haematoxylin, then of eosin, in optical density: float32 `[4]`."
-    s = hed(from_uint8(tile))[:2].flatten(1)
-    return torch.stack([s.mean(1), s.std(1)], 1).flatten().numpy()
+    return moments_of_stain(from_uint8(tile)).numpy()
 
 def pseudo_slides(
     moments:np.ndarray,  # [N, 4] of `stain_moments`

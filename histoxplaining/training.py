@@ -16,7 +16,7 @@ from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from .files import renamed, CheckpointError, HxError, draw, stream, write_json
 from .images import grid, style, to_uint8, write_png
 from .tiles import Batches, TileStore
-from .classifier import Classifier, check_names
+from .classifier import Classifier, calibrated, check_names
 from .networks import Discriminator, Generator
 from .checkpoints import PixelRange, RunDir, load_model, load_network, load_state, save_model
 from .interop import convert
@@ -438,7 +438,7 @@ def _look_translated(run, st, cfg, clf, dist, gallery):
         for near in (1., .5, 0.):
             y = torch.cat([translated(st, b, t, typical=typical, closeness=near) for b,
                 t in zip(x.split(32), target.split(32))])
-            p = torch.cat([(clf(b.clamp(-1, 1)) / clf.temperature).softmax(1) for b in y.split(32)]).gather(1,
+            p = torch.cat([calibrated(clf(b.clamp(-1, 1)), clf.temperature) for b in y.split(32)]).gather(1,
                 target[:, None])
             row |= {f'flips/{word}_{near:g}': (p > .9).float().mean().item(),
                 f'area/{word}_{near:g}': ((y.clamp(-1, 1) -

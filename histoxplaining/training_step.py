@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import torch, torch.nn as nn
 from .files import renamed, CheckpointError, HxError, draw, stream
 from .layers import bfloat16_pays, reduced
+from .classifier import calibrated
 from .networks import Discriminator, Encoder, Generator, ProjectedDiscriminator
 from .augmentation import AdaptiveP, Augment, light, random_view
 from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logistic, g_hinge,
@@ -101,8 +102,8 @@ class TrainConfig:
     stain_weight:float = 10.       # translator: mean stains are held; 0 to audit a classifier
     plane_weight:float = 3.        # translator: colours stay on the plane of the two stains
     fade_weight:float = 2.         # of the translator: fine contrast of the stains that is lost
-    pattern_weight:float = 2.      # translator: pattern and strength of the stains, at closeness
-    length_weight:float = .3       # translator: length of the step in the code, at closeness
+    pattern_weight:float = 0.      # translator: pattern and strength of the stains, at closeness
+    length_weight:float = 0.       # translator: length of the step in the code, at closeness
     unlike_weight:float = .3       # translator: two draws for one tile are unlike each other
     ema_kimg:float|None = None     # half life of the moving averages; None: 10 batch / 32
     ema_ramp:float = .05           # ... or this share of the run so far, if shorter
@@ -584,8 +585,8 @@ def class_vectors(
     unconditional generator."""
     if not cfg.cgan: return None
     if cfg.arch == 'translator': return told_class(real_logits, real_logits.shape[1], cfg.seed, idx)
-    return (real_logits / clf.temperature).softmax(1) if cfg.cond == 'classifier' else torch.eye(st.G.c_dim,
-        device=y.device)[y]
+    if cfg.cond == 'classifier': return calibrated(real_logits, clf.temperature)
+    return torch.eye(st.G.c_dim, device=y.device)[y]
 
 class _Notes:
     "Means over the micro-batches of terms and figures, and which phases were left out."
