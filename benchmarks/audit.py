@@ -16,12 +16,14 @@ import argparse, json, time
 from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
+from PIL import Image
 
 from histoxplaining.auditing import (GROUPS, READABLE, _towards, fine_tuned_reader, audit, edit_similarity, mirrored,
     movements, randomised, shortcut_report)
 from histoxplaining.checkpoints import RunDir, load_network
 from histoxplaining.classifier import Classifier, train_classifier
 from histoxplaining.cli import continued
+from histoxplaining.counterfactual import explain
 from histoxplaining.explainer import Explainer
 from histoxplaining.files import HxError, write_json
 from histoxplaining.images import from_uint8, to_uint8, write_png
@@ -66,14 +68,14 @@ def crosstalk(ex, reader, n, seed=7):
         for g, names in GROUPS.items()}
 
 
-def translator(root, name, run, store, clf, kimg, sure):
+def translator(root, name, run, store, clf, kimg, sure, **more):
     """A translator for one classifier, trained with nothing held, to be as sure as is asked; what the classifier does
     not need, in the pattern of the stains or in the code, costs."""
     out = root/f'translator_{name}'
     done = RunDir(out).latest() if out.exists() else None
     if done is None or done['nimg'] < round(kimg * 1000):
         given = dict(data=str(store.path), arch='translator', kimg=kimg, snap_kimg=1, stain_weight=0.,
-            plane_weight=0., sure=sure, pattern_weight=2., length_weight=.3)
+            plane_weight=0., sure=sure, pattern_weight=2., length_weight=.3) | more
         cfg = continued(given, out) if done else TrainConfig(**given, init=str(run.model))
         train(cfg, out, clf, ckpt=out if done else None, quiet=True)
     return load_network(Translator, RunDir(out).model/'translator.safetensors')
@@ -86,6 +88,9 @@ def settings():
     p.add_argument('--kimg', type=float, default=20)
     p.add_argument('--translator_kimg', type=float, default=10)
     p.add_argument('--reader_tiles', type=int, default=6000, help='that the factor reader is accustomed with')
+    p.add_argument('--together', type=float, default=0, help='thousand tiles of one more translator: for the classifier '
+        'of glands, on tissue in which stain goes with the glands; asked what is needed, and what is typical')
+    p.add_argument('--figure', help='*.jpg: what that one makes of eight tiles')
     p.add_argument('--all', action='store_true', help='count every factor, also those that the reader cannot tell')
     p.add_argument('--question', default='needed')
     p.add_argument('--closeness', type=float, default=.25)
@@ -145,6 +150,31 @@ def audits(a, ex, clfs, translators, reader, out, say):
                 'value', 'interval', 'verdict', 'answered', 'cause', 'p', 'reader_r', 'unread')}) for r in table]
 
 
+def together(a, root, run, ex, stores, clf, reader, out):
+    """Where stain goes with the glands, tissue of the other class has another stain, and the classifier of glands does
+    not need it: what `needed` and `typical` say of that."""
+    ex.translator = translator(root, 'together', run, stores['both'], clf, a.together, a.p, proj_weight=1.5)
+    for question, closeness in (('needed', 1.), ('typical', 0.)):
+        table = audit(ex, 'gland', n=a.n, method='translate', p=.99, reader=reader, readable=-1, question=question,
+            closeness=closeness, seed=1000 + a.seed)
+        print(f'{question}, closeness {closeness:g}\n{table.table()}')
+        out['together'] += [dict(question=question, closeness=closeness, **{x: _plain(r.record).get(x)
+            for x in ('metric', 'class', 'value', 'interval', 'answered')}) for r in table]
+    if a.figure: picture(ex, a.figure)
+
+
+def picture(ex, path, n=8):
+    "Rows: tiles, reconstructions, what is needed, what is typical."
+    tiles = [render(f, ex.size, 5, i) for i, (_, f) in enumerate(draw_factors(5, i, 'both', 0.) for i in range(n))]
+    rows = [np.stack(tiles), None]
+    for question, closeness in (('needed', 1.), ('typical', 0.)):
+        found = explain(ex, tiles, p=.99, hold=(), method='translate', question=question, closeness=closeness)
+        rows[1] = np.stack([c.reconstruction for c in found])
+        rows.append(np.stack([c.reconstruction if c.counterfactual is None else c.counterfactual for c in found]))
+    whole = np.concatenate([np.concatenate(list(r), 1) for r in rows])
+    Image.fromarray(whole).resize((2 * whole.shape[1], 2 * whole.shape[0]), Image.NEAREST).save(path, quality=88)
+
+
 def sanity(root, ex, stores, clfs, out):
     "An edit for the classifier beside one for another: trained again, of another cause, of permuted labels or weights."
     held = stores['gland'].val
@@ -175,10 +205,13 @@ def main():
     stores, clfs, ex, translators, reader = prepared(a, root, say)
     out = dict(tiles=a.tiles, size=SIZE, p=a.p, hold=a.hold, seed=a.seed, nimg=ex.card['nimg'], n=a.n,
         accuracy={k: c.report['val']['accuracy'] for k, c in clfs.items()}, crosstalk=crosstalk(ex, reader, a.n),
-        audits=[], failed={}, sanity={}, shortcuts=[])
+        audits=[], failed={}, sanity={}, shortcuts=[], together=[])
     print('read where only ... is changed:', {g: {k: v for k, v in moved.items() if k in GROUPS or abs(v) > .3} for g,
         moved in out['crosstalk'].items()})
     audits(a, ex, clfs, translators, reader, out, say)
+    if a.together:
+        say('together')
+        together(a, root, RunDir(root/'run'), ex, stores, clfs['gland'], reader, out)
     say('sanity')
     sanity(root, ex, stores, clfs, out)
     say('shortcuts')
