@@ -88,8 +88,9 @@ def settings():
     p.add_argument('--kimg', type=float, default=20)
     p.add_argument('--translator_kimg', type=float, default=10)
     p.add_argument('--reader_tiles', type=int, default=6000, help='that the factor reader is accustomed with')
-    p.add_argument('--together', type=float, default=0, help='thousand tiles of one more translator: for the classifier '
-        'of glands, on tissue in which stain goes with the glands; asked what is needed, and what is typical')
+    p.add_argument('--together', type=float, default=0,
+        help='thousand tiles of one more translator: for the classifier of glands, on tissue in which stain goes with '
+        'the glands; asked what is needed, and what is typical')
     p.add_argument('--figure', help='*.jpg: what that one makes of eight tiles')
     p.add_argument('--all', action='store_true', help='count every factor, also those that the reader cannot tell')
     p.add_argument('--question', default='needed')
