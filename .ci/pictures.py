@@ -1,5 +1,5 @@
 """Pictures in notebooks that weigh more than 40 kB become JPEG of quality 78: `python .ci/pictures.py [NOTEBOOK ...]`.
-Diagrams of few colours are small and stay PNG."""
+Diagrams of few colours are small and stay PNG. The state of widgets is dropped: they live where a notebook runs."""
 import base64, io, json, sys
 from pathlib import Path
 from PIL import Image
@@ -29,7 +29,8 @@ def lighten(path):
             del data['image/png']
             data['image/jpeg'] = base64.b64encode(jpeg).decode()
             saved += len(png) - len(jpeg)
-    if saved: path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    saved += len(json.dumps(notebook['metadata'].pop('widgets', '')))
+    if saved > 2: path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     return saved
 
 
@@ -37,7 +38,7 @@ def main():
     given = [Path(a) for a in sys.argv[1:]]
     for path in given or sorted(p for p in Path('nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts):
         saved = lighten(path)
-        if saved: print(f'{path}: {saved / 1e3:.0f} kB less')
+        if saved > 2: print(f'{path}: {saved / 1e3:.0f} kB less')
 
 
 if __name__ == '__main__': main()
