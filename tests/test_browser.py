@@ -272,5 +272,20 @@ def test_the_divider_and_the_attributes_of_the_page(page):
     assert picture(page, 2) != edited
 
 
+def test_another_target_is_asked_for_and_the_answer_is_saved(page):
+    said = page.locator('.hx-note').first.inner_text()
+    now = page.get_by_text('It says').first.locator('.cls').first.inner_text().strip()
+    other = next(c for c in ('healthy', 'adenocarcinoma') if c != now)
+    page.locator('.widget-dropdown', has_text='ask for').locator('select').select_option(now)
+    page.get_by_text(f'already says {now}').wait_for()                   # the class that it is: no answer, in words
+    page.locator('.widget-dropdown', has_text='ask for').locator('select').select_option(other)
+    page.get_by_text('makes it say').wait_for()
+    for kind in ('numbers (JSON)', 'figure (PNG)', 'report (HTML)'):
+        page.locator('.widget-dropdown').filter(has=page.locator(f'option:text-is("{kind}")')).locator(
+            'select').select_option(kind)
+        page.get_by_text(f'Saved as explanation_mine_{other}.{kind[-5:-1].lower()}').wait_for()
+    assert said
+
+
 def test_the_page_asks_nothing_of_anybody_else(page):
     assert [u for u in page.asked if not u.startswith(('http://localhost', 'data:', 'blob:', 'ws://localhost'))] == []
