@@ -36,6 +36,7 @@ from .distributed import rank
 from .training_step import TrainConfig
 from .training import PRESETS, preset as preset_config, train
 from .explainer import MODELS, Code, Explainer, as_picture, downloaded, model_folder, packaged
+from .latents import keep_directions
 from .counterfactual import explain, nearest_tiles, summarise
 from .results import Table, record, write_geojson
 from .evaluation import CONTROLS, evaluate, measure, read_pairs, save_pairs
@@ -327,7 +328,10 @@ def hx_train(
             tensorboard and tensorboard_callback(output_path or 'runs')] if rank() == 0 else []
         run = train(cfg, output_path, clf, ckpt, callback=callbacks(*(w or None for w in watch)))
         if rank() == 0:
-            if cfg.arch != 'stylegan2' and not run.read_log()[-1].get('stopped'): Explainer.from_run(run)
+            if cfg.arch != 'stylegan2' and not run.read_log()[-1].get('stopped'):
+                Explainer.from_run(run)
+                ex = Explainer.load(run.model)                         # with the reference as it is kept
+                if ex.classifier is not None and not ex.classifier.detached: keep_directions(ex, run.model)
             print(f'-> {run.path}')
 
 def _augmented(options, augment):

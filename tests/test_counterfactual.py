@@ -325,3 +325,25 @@ def test_a_report_shows_real_tiles_beside_its_answers(tiny, tmp_path):
     page = (tmp_path/'r.html').read_text()
     answers = page.count('<article class="case"')                        # those that failed have another class
     assert answers and page.count('<figcaption>real · ') == 2 * answers
+
+
+def test_what_a_model_needs_lies_beside_it(monkeypatch, tmp_path):
+    "Gradients and directions of the packaged model are read and not worked out; of other weights they are not taken."
+    import shutil
+    from histoxplaining import latents
+    from histoxplaining.explainer import MODELS
+    ex = Explainer.load('colon-64')
+    def never(*a, **kw): raise AssertionError('worked out')
+    with monkeypatch.context() as m:
+        m.setattr(latents, 'mean_gradient', never)
+        d = latents.class_direction(ex, 'healthy', 'adenocarcinoma')
+        assert latents.held_gradients(ex).shape == (512, 3) and d.hold == ('stain',) and d.effect.shape == (5, 2)
+    fresh = Explainer.load('colon-64')
+    fresh.folder = None
+    assert torch.cosine_similarity(latents.class_direction(fresh, 0, 1).vector, d.vector, dim=0) > .999
+    shutil.copytree(MODELS/'colon-64', tmp_path/'m')
+    shutil.copy(tmp_path/'m'/'classifier_plain.safetensors', tmp_path/'m'/'classifier.safetensors')
+    with monkeypatch.context() as m:
+        m.setattr(latents, 'mean_gradient', never)
+        with pytest.raises(AssertionError, match='worked out'):
+            latents.class_direction(Explainer.load(tmp_path/'m'), 0, 1)
