@@ -30,7 +30,7 @@ def lighten(path):
             data['image/jpeg'] = base64.b64encode(jpeg).decode()
             saved += len(png) - len(jpeg)
     saved += len(json.dumps(notebook['metadata'].pop('widgets', '')))
-    if saved > 2: path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    if saved > 2: path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
     return saved
 
 
