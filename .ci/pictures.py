@@ -30,7 +30,9 @@ def lighten(path):
             data['image/jpeg'] = base64.b64encode(jpeg).decode()
             saved += len(png) - len(jpeg)
     saved += len(json.dumps(notebook['metadata'].pop('widgets', '')))
-    if saved > 2: path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
+    if saved > 2:
+        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+        path.write_text(text + '\n', encoding='utf-8')
     return saved
 
 
