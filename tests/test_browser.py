@@ -283,7 +283,7 @@ def test_another_target_is_asked_for_and_the_answer_is_saved(page):
     for kind in ('numbers (JSON)', 'figure (PNG)', 'report (HTML)'):
         page.locator('.widget-dropdown').filter(has=page.locator(f'option:text-is("{kind}")')).locator(
             'select').select_option(kind)
-        page.get_by_text(f'Saved as explanation_mine_{other}.{kind[-5:-1].lower()}').wait_for()
+        page.get_by_text(f'Saved as explanation_mine_{other}.{kind.split('(')[1][:-1].lower()}').wait_for()
     assert said
 
 
