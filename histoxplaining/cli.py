@@ -585,7 +585,8 @@ _PAGE = '''from histoxplaining.explainer import Explainer
 from histoxplaining.explorer import Explorer
 from histoxplaining.classifier import Classifier
 others = {{k: Classifier.load(v) for k, v in {others!r}.items()}}
-Explorer(Explainer.load({model!r}), {tiles!r}, p={p!r}, classifier={{'its own': None}} | others if others else None)'''
+Explorer(Explainer.load({model!r}), {tiles!r}, p={p!r}, classifier={{'its own': None}} | others if others else None,
+    folder={home!r})'''
 
 # Voilà's own template, without the style sheets that it fetches from elsewhere
 _TEMPLATE = '''{% extends 'voila/templates/lab/index.html.j2' %}
@@ -603,7 +604,7 @@ def explorer_page(
     it a template of its page."""
     import nbformat
     others = {f.stem.removeprefix('classifier_'): str(f) for f in sorted(Path(model).glob('classifier_*.safetensors'))}
-    cell = nbformat.v4.new_code_cell(_PAGE.format(model=str(model), tiles=tiles, p=p, others=others))
+    cell = nbformat.v4.new_code_cell(_PAGE.format(model=str(model), tiles=tiles, p=p, others=others, home=os.getcwd()))
     path = Path(folder)/'histoxplaining.ipynb'
     nbformat.write(nbformat.v4.new_notebook(cells=[cell],
         metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))), path)

@@ -244,6 +244,7 @@ class Explorer:
         width:int=216,            # of the pictures on the screen, in CSS pixels
         views:int=1,              # as for `explain`
         classifier=None,          # explain another classifier than the model's own; several: a dict of them by name
+        folder='.',               # where to write what is saved
     ):
         if frames < 2: raise HxError(f'frames: expected 2 or more, found {frames}')
         store = to_choose_from(store)
@@ -251,6 +252,7 @@ class Explorer:
             try: store = explainer.store().val
             except (HxError, KeyError): store = ()
         self.explainer, self.tiles, self.hold, self.n_frames = explainer, store, tuple(hold), frames
+        self.folder = Path(folder)
         self.classifiers = classifier if isinstance(classifier, dict) else {'' if classifier is None
             else 'given': classifier}
         self._paths, self._path, self._others, self._asking = {}, None, [], False
@@ -375,17 +377,17 @@ class Explorer:
         self._ask()
 
     def _save(self):
-        "Write what is on the screen beside the notebook: a report, a figure, or its numbers."
+        "Write what is on the screen: a report, a figure, or its numbers."
         kind, self.save.value = self.save.value, ''
         if self._path is None or not kind: return
         cf = self._path.cf
-        name = Path(f'explanation_{Path(cf.name).stem}_{cf.target}.{kind}'.replace(' ', '_'))
+        name = self.folder/f'explanation_{Path(cf.name).stem}_{cf.target}.{kind}'.replace(' ', '_')
         if kind == 'html':
             write_report([cf], name, title=f"{self.explainer.card.get('name', 'model')}: counterfactual explanation")
         elif kind == 'json': write_json(name, record(cf))
         else:
             with atomic_write(name) as f: f.write(figure_png(case_figure(cf)))
-        self._say(f'{self._answer(cf)} Saved as <b>{escape(str(name))}</b>.')
+        self._say(f'{self._answer(cf)} Saved as <b>{escape(name.name)}</b> in {escape(str(name.parent.resolve()))}.')
 
     def _alternatives(self, n=4):
         "Other answers to the question on the screen, as a strip of pictures to choose from."

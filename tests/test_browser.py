@@ -178,13 +178,14 @@ def test_a_study_from_the_first_to_the_last_question(chromium, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def application():
+def application(tmp_path_factory):
     "hx_explore on the packaged model: its address."
     pytest.importorskip('voila', reason='voila is not installed')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     server = subprocess.Popen([Path(sys.executable).with_name('hx_explore'), 'colon-64', '--no_browser',
-        '--port', str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        '--port', str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        cwd=tmp_path_factory.mktemp('reader'))
     yield server.stdout.readline().split()[0]
     server.terminate()
     assert server.wait(30) == 0
@@ -272,8 +273,7 @@ def test_the_divider_and_the_attributes_of_the_page(page):
     assert picture(page, 2) != edited
 
 
-def test_another_target_is_asked_for_and_the_answer_is_saved(page):
-    said = page.locator('.hx-note').first.inner_text()
+def test_another_target_is_asked_for_and_the_answer_is_saved(page, tmp_path_factory):
     now = page.get_by_text('It says').first.locator('.cls').first.inner_text().strip()
     other = next(c for c in ('healthy', 'adenocarcinoma') if c != now)
     page.locator('.widget-dropdown', has_text='ask for').locator('select').select_option(now)
@@ -283,8 +283,10 @@ def test_another_target_is_asked_for_and_the_answer_is_saved(page):
     for kind in ('numbers (JSON)', 'figure (PNG)', 'report (HTML)'):
         page.locator('.widget-dropdown').filter(has=page.locator(f'option:text-is("{kind}")')).locator(
             'select').select_option(kind)
-        page.get_by_text(f'Saved as explanation_mine_{other}.{kind.split('(')[1][:-1].lower()}').wait_for()
-    assert said
+        ending = kind.split('(')[1][:-1].lower()
+        page.get_by_text(f'Saved as explanation_mine_{other}.{ending}').wait_for()
+    saved = sorted(p.name for p in next(tmp_path_factory.getbasetemp().glob('reader*')).iterdir())
+    assert saved == [f'explanation_mine_{other}.{k}' for k in ('html', 'json', 'png')]
 
 
 def test_the_page_asks_nothing_of_anybody_else(page):
