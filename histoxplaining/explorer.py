@@ -7,7 +7,7 @@ __all__ = ['FRAMES', 'W', 'VIEWS', 'STEPS', 'grey', 'Compare', 'LatentPlane', 'P
            'Explorer']
 
 # %% ../nbs/35_explorer.ipynb #1b97a555
-import re, threading
+import re, threading, traceback
 from html import escape
 from pathlib import Path
 from importlib.resources import files
@@ -160,6 +160,7 @@ class Latest:
                     return
             try: job(self._step)
             except GivenUp: pass
+            except Exception: traceback.print_exc()                    # the next question is answered all the same
 
     def _step(self, what):
         if self.off or self.job is not None: raise GivenUp
