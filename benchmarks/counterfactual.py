@@ -72,7 +72,7 @@ def small_model(folder, quick):
 def on_a_model(ex, store, n, runs, steps):
     """Multiple of the floor at batch 32, and flips of direction and optimisation among the tiles that can be asked
     about."""
-    val = store.val if len(store.val) else store
+    val = store.held
     per = [np.flatnonzero(val.labels == c)[:n] for c in range(len(val.classes))]
     tiles = np.stack([val[int(i)][0] for i in np.concatenate(per)])
     # the directions are found here: the model's cost, not a tile's
@@ -125,7 +125,7 @@ def main():
             if (size, batch) == (256, 1): seconds = s['fixed']
     with tempfile.TemporaryDirectory() as tmp:
         if a.model:
-            ex = Explainer.from_run(a.model) if (Path(a.model)/'model').is_dir() else Explainer.load(a.model)
+            ex = Explainer.open(a.model)
             store = TileStore(a.store) if a.store else ex.store()
             if ex.reference is None: ex.refer(store.train)
         else: ex, store = small_model(Path(tmp), a.quick)

@@ -89,7 +89,7 @@ def settings():
 
 def networks(a):
     "What is explained, on what, and by whom it is judged: explainer, store, classifier or None, oracle or None."
-    ex = Explainer.from_run(a.model) if (Path(a.model)/'model').is_dir() else Explainer.load(a.model)
+    ex = Explainer.open(a.model)
     store = TileStore(a.store) if a.store else ex.store()
     if ex.reference is None: ex.refer(store.train)
     clf = Classifier.load(a.classifier) if a.classifier else None

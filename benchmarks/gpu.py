@@ -8,7 +8,6 @@ discriminator's frozen backbone. A step includes everything: encoder, generator,
 optimisers. Prints a line for each as it comes, and as the last line one JSON object. --device cpu with --sizes 64
 --batch 8 --steps 2 tries the script itself."""
 import argparse, json, time
-from dataclasses import replace
 import torch
 
 from histoxplaining.classifier import Classifier

@@ -473,7 +473,7 @@ def hx_explain(
     with user_errors():
         if cards < 1: raise HxError(f'--cards {cards}: expected 1 or more')
         for path in (out, csv, json, geojson): path and writable(path)
-        ex = Explainer.from_run(model, device) if (Path(model)/'model').is_dir() else Explainer.load(model, device)
+        ex = Explainer.open(model, device)
         clf = given_classifier(classifier, options) if classifier else None
         asked = dict(target=target, p=p, method=method, question=question, closeness=closeness,
             hold=() if hold == 'none' else tuple(hold.split(',')), views=views, prune=bool(prune))
@@ -629,7 +629,7 @@ def hx_explore(
     with user_errors():
         if not find_spec('voila'): raise HxError("hx_explore needs Voilà: pip install 'histoxplaining[app]'")
         from histoxplaining.explorer import to_choose_from             # widgets: nothing else here needs them
-        here = model_folder(model) if not (Path(model)/'model').is_dir() else Path(model)/'model'
+        here = model_folder(model)
         tiles = [str(Path(t).resolve()) for t in tiles or ()]
         for t in tiles:
             if not Path(t).exists(): raise HxError(f'{t}: no such picture, folder or tile store')
@@ -682,7 +682,7 @@ def hx_study(
     usefulness and trust), or analyse its answers."""
     with user_errors():
         if model == 'analyse': return _analysed(files, out, seed)
-        ex = Explainer.from_run(model) if (Path(model)/'model').is_dir() else Explainer.load(model)
+        ex = Explainer.open(model)
         need = pairs + 2 * decisions + shown
         imgs, names = _pictures(files, ex, None)
         pick = np.random.default_rng(seed).permutation(len(imgs))[:2 * need]
@@ -767,7 +767,7 @@ def hx_inception(
 def _drawing_model(path, device):
     "Whatever draws pictures, as an `Explainer`, and the folder that belongs to it."
     p = Path(path)
-    if p.is_dir(): return (Explainer.from_run(p, device), p) if (p/'model').is_dir() else (Explainer.load(p, device), p)
+    if p.is_dir(): return Explainer.open(p, device), p
     if not p.is_file(): raise HxError(f'{p}: no such run, model or checkpoint')
     run = p.parent.parent
     if p.suffix == '.pt' and p.parent.name == 'state' and (run/'model').is_dir():
@@ -882,9 +882,7 @@ def hx_bench(
         folder = Path(folder)
         if not folder.is_dir(): raise HxError(f'{folder}: no such folder')
         source = folder if _is_model(folder) else model and Path(model)
-        ex = source
-        if source is not None:
-            ex = (Explainer.from_run if (source/'model').is_dir() else Explainer.load)(source, device)
+        ex = source and Explainer.open(source, device)
         clf, second = (None if c is None else Classifier.load(c, device=device) for c in (classifier, oracle))
         tiles = TileStore(store) if store else None
         if not store and ex and 'data' in ex.card: tiles = ex.store()

@@ -532,11 +532,6 @@ def _choose(store, n, seed):
     rest = val.subset(np.setdiff1d(np.arange(len(val)), pick), 'val, not explained')
     return [val[int(i)][0] for i in pick], rest if min(rest.counts.values()) >= 50 else store.train
 
-def _opened(explainer):
-    "An `Explainer`, from the folder of a run or a model where it is one."
-    if isinstance(explainer, Explainer): return explainer
-    return Explainer.from_run(explainer) if (Path(explainer)/'model').is_dir() else Explainer.load(explainer)
-
 def _named(methods, controls):
     "Names of the methods. Raises `HxError` for one that does not exist, of controls too."
     if methods is None: methods = all_methods()
@@ -581,7 +576,8 @@ def evaluate(
     callback=None,           # called with the name of each column before it is worked on
 )->Evaluation:
     "One table: methods and controls on the same tiles. A method that cannot be run is in `.skipped`. Raises `HxError`."
-    explainer, names = _opened(explainer), _named(methods, controls)
+    if not isinstance(explainer, Explainer): explainer = Explainer.open(explainer)
+    names = _named(methods, controls)
     if store is None and (images is None or 'data' in explainer.card): store = explainer.store()
     held = real = None if store is None else store.held
     if images is None: images, real = _choose(store, n, seed)

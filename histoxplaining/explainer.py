@@ -299,6 +299,14 @@ class Explainer:
         return cls(G, E, clf, card, ref, folder, device, T)
 
     @classmethod
+    def open(cls,
+        source,               # of a run or a model: its folder, name or address
+        device='cpu',         # where its networks run
+    ):
+        "Whatever is named: a run, with a reference sample of its own tiles (`from_run`), or a model (`load`)."
+        return (cls.from_run if (Path(source)/'model').is_dir() else cls.load)(source, device)
+
+    @classmethod
     def from_run(cls,
         run,                  # folder of a run, or a `RunDir`
         device='cpu',         # where its networks run
