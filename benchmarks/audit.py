@@ -58,7 +58,7 @@ def crosstalk(ex, reader, n, seed=7):
     drawn = [f for _, f in (draw_factors(seed, i, 'both', 0.) for i in range(n))]
     def made(names):
         return np.concatenate([to_uint8(ex.reconstruct(np.stack([render(mirrored(f, names), ex.size, seed,
-        i + k) for k, f in enumerate(drawn[i:i + 64])]))) for i in range(0, n, 64)])
+            i + k) for k, f in enumerate(drawn[i:i + 64])]))) for i in range(0, n, 64)])
     before = made(())
     spread = torch.cat([reader(x) for x in from_uint8(before).split(64)])
     side = _towards(relative_factors({k: np.array([f[k] for f in drawn], np.float32) for k in FACTORS}) - .5)

@@ -6,7 +6,8 @@ finds as much as an optimisation of w.
 Stages at 64, 128 and 256 px, batch 1 and 32, are those of networks of full size with random weights: their work does
 not depend on what they have learnt. The multiple of the floor and the flips are of a trained model on held-out tiles,
 both directions: `explain` by default (tiles whose reconstruction is judged as they are; `times_floor_refined` with
-those that are refined first), with the class direction, and Adam on w for at most 300 steps (`evaluation.optimised`).
+those that are refined first), with the class direction, and Adam on w for at most 300 steps (`evaluation.optimised`);
+and, of a model with a translator, what pruning leaves of its answers.
 Without --model a small autoencoder is trained on synthetic tissue first. Prints tables, and as the last line one JSON
 object: times_floor_b32, seconds_256_b1, flip_direction, flip_optimised."""
 import argparse, json, os, statistics, tempfile, time
@@ -92,7 +93,13 @@ def on_a_model(ex, store, n, runs, steps):
     # tiles whose reconstruction is judged as they are
     alone = [i for i, c in enumerate(explain(ex, x)) if not c.refined]
     plain = np.resize(x[alone], x.shape)
-    return dict(times_floor_b32=timed(lambda: explain(ex, plain, 'next'), runs) / floor,
+    whole, less = ([c for c in explain(ex, tiles[asked], prune=p) if c.success] for p in (False, True))
+    kept = [c.kept for c in less if c.kept is not None]
+    pruned = {} if not kept else dict(area=float(np.median([c.area for c in whole])),
+        area_pruned=float(np.median([c.area for c in less])), style_kept=float(np.mean([k[0] for k in kept])),
+        cells_kept=float(np.mean([k[1:].mean() for k in kept])),
+        times_floor_pruned=timed(lambda: explain(ex, plain, 'next', prune=True), runs) / floor)
+    return pruned | dict(times_floor_b32=timed(lambda: explain(ex, plain, 'next'), runs) / floor,
         times_floor_refined=timed(lambda: explain(ex, x, 'next'), runs) / floor, refined=1 - len(alone) / len(x),
                 times_floor_direction=timed(lambda: explain(ex, x, 'next', method='direction', refine=0), runs) / floor,
                     floor_per_tile=floor / 32, n=len(asked), abstained=len(cfs) - len(asked),

@@ -147,7 +147,7 @@ def main():
     first = next(iter(table.pairs))
     def get(k):
         return next((round(float(m), 4) for m in table if m.record['metric'] == k and m.record['class'] == first),
-        None)
+            None)
     print(json.dumps({k: get(k) for k in ('answered', 'flip_0.5', 'flip_0.9', 'flip_0.9_views', 'oracle', 'area')} |
         dict(method=first, n=a.n, seconds=out['seconds'])))
 

@@ -48,7 +48,7 @@ def main():
                         s = torch.randn(n, i, device=a.device).requires_grad_()
                         def fn():
                             return torch.autograd.grad(modulated_conv2d(x, w, s, f, up=up, grouped=grouped).sum(),
-                            [x, w, s])
+                                [x, w, s])
                         times[name] = min(times.get(name, 9e9), seconds(fn, 3 if a.quick else 7))
                 for k, t in times.items(): total[k] += t
                 win = min(times, key=times.get)

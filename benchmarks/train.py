@@ -170,7 +170,7 @@ def main():
     a = p.parse_args()
     def get_clf(store):
         return Classifier(backbone('tf_efficientnet_lite0@16', 2), store.classes, 64, (.5,) * 3,
-        (.5,) * 3).frozen()
+            (.5,) * 3).frozen()
     if a.worker:
         torch.set_num_threads(1)
         with together():

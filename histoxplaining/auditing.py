@@ -10,7 +10,7 @@ __all__ = ['GROUPS', 'READABLE', 'averaged', 'mirrored', 'reactions', 'movements
 import copy, math
 import numpy as np, torch
 import torch.nn.functional as F
-from .files import renamed, DataError, HxError, progress, stream, stream_seed
+from .files import DataError, HxError, progress, renamed, stream, stream_seed
 from .images import dihedral, from_uint8, moments_of_stain, restain, to_uint8, zoom
 from histoxplaining.synthetic import (CAUSES, FACTORS, FactorReader, draw_factors, factor_reader, relative_factors,
     render, synthetic_tiles)
@@ -161,7 +161,7 @@ def audit(
     known = relative_factors({k: np.array([f[k] for _, f in drawn], np.float32) for k in FACTORS})
     def reads(names):
         return float(np.corrcoef(*(_towards(u)[:, [list(FACTORS).index(k) for k in names]].mean(1)
-        for u in (spread, known)))[0, 1])
+            for u in (spread, known)))[0, 1])
     unread = {n for n in FACTORS if reads((n,)) < readable}
     read = {k: tuple(n for n in names if n not in unread) or names for k, names in groups.items()}
     moved = movements(np.stack([c.reconstruction for c in ok]), np.stack([c.counterfactual for c in ok]),

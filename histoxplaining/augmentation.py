@@ -368,7 +368,7 @@ class Augment:
         x = _some(x, on('imgfilter'), lambda y, i: filter_bands(y, band_gains(a['imgfilter'][i])))
         def grain(i):
             return draw(x.shape[1:], seed, f'{name}-noise',
-            [indices[k] for k in i.tolist()]) if quantile is None else torch.erfinv(torch.tensor(2 * quantile - 1.))
+                [indices[k] for k in i.tolist()]) if quantile is None else torch.erfinv(torch.tensor(2 * quantile - 1.))
         x = _some(x, on('noise'), lambda y, i: y + a['noise'][i].abs().to(y)[:, :, None, None] * grain(i).to(y))
         return _some(x, on('cutout'), lambda y, i: cut(y, a['cutout'][i] - 1))
 

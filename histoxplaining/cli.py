@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import get_args
 import numpy as np, torch
 from fastcore.docments import docments
-from fastcore.script import Param, call_parse, store_true
+from fastcore.script import Param, bool_arg, call_parse, store_true
 from .files import HxError, progress, read_json, save_tensors, stream, writable, write_json
 from .images import SUFFIXES, write_png
 from .sources import picture_files
@@ -74,11 +74,11 @@ def with_options(*settings, leave_out=()):
             said = docments(cls, returns=False)
             for f in fields(cls):
                 kind = next(t for t in (get_args(f.type) or (f.type,)) if t is not type(None))
-                if f.name in params or f.name in leave_out or kind is bool: continue
+                if f.name in params or f.name in leave_out: continue
                 help = said[f.name] or ''
                 if f.default is not None: help += f" (default: {format(f.default, '.4g' if kind is float else '')})"
                 params[f.name] = inspect.Parameter(f.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None,
-                    annotation=Param(help, kind))
+                    annotation=Param(help, bool_arg if kind is bool else kind))
         command.__signature__ = own.replace(parameters=list(params.values()))
         return command
     return with_them

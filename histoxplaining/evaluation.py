@@ -643,7 +643,7 @@ def overview(
     names = list(dict.fromkeys(m.record['class'] for m in results))
     def find(name, key):
         return next((m for m in results if m.record['class'] == name and _is(m.record['metric'], key)),
-        None)
+            None)
     columns = {k: v for k, v in columns.items() if any(find(n, k) is not None for n in names)}
     def text(m):
         if m is None: return ''

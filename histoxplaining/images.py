@@ -196,7 +196,7 @@ def optical_density(
 def unmixed(
     density:torch.Tensor,  # [..., 3, H, W] optical density of red, green, blue, or a change of it
 )->torch.Tensor:
-    "The same in haematoxylin, eosin and residual `[..., 3, H, W]`: linear, so that changes are unmixed like densities."
+    "Amounts of haematoxylin, eosin and residual `[..., 3, H, W]`: linear, so that changes are unmixed like densities."
     return torch.einsum('...chw,cs->...shw', density, torch.linalg.inv(STAINS).to(density))
 
 def hed(

@@ -484,7 +484,7 @@ def _nvidia_model(nets, src):
         kw = kw | (kw[group] if isinstance(kw.get(group), dict) else {})
     def number(name, default):
         return v if isinstance(v := kw.get(name, default),
-        (int, float, type(None))) else fail_with(CheckpointError(f'{src}: {name} is {v!r}, expected a number'))
+            (int, float, type(None))) else fail_with(CheckpointError(f'{src}: {name} is {v!r}, expected a number'))
     G, D = from_nvidia_state(nets.G_ema, nets.D, conv_clamp=number('conv_clamp', 256),
         mbstd_group=number('mbstd_group_size', 4) or 4, num_fp16_res=number('num_fp16_res', 0) or 0)
     n = re.search(r'(\d{6})$', src.stem)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 import numpy as np, torch, torch.nn as nn
 import torch.nn.functional as F
-from .files import renamed, HxError, load_meta, load_tensors, progress, save_tensors, stream
+from .files import HxError, load_meta, load_tensors, progress, renamed, save_tensors, stream
 from .images import dihedral, from_uint8, hed, resize_batch, to_uint8
 from .layers import normalize_2nd_moment
 from .translator import NOISE, Asked

@@ -278,7 +278,7 @@ def _small_print(real, fake, value, seed, components=64, folds=5):
     "Floor, excess, principal components and intervals of a Fréchet distance."
     def shuffled(s, name):
         return s.x[torch.randperm(len(s),
-        generator=stream(seed, f'metrics/{name}')).numpy()] if isinstance(s, FeatureSet) else None
+            generator=stream(seed, f'metrics/{name}')).numpy()] if isinstance(s, FeatureSet) else None
     r, g = shuffled(real, 'real'), shuffled(fake, 'fake')
     R, G = _moments(real), _moments(fake)
     halves, out = real.halves if isinstance(real, Statistics) else None, dict(floor=None, excess=None)
@@ -547,7 +547,7 @@ def memorisation(
     # [8, distance and index, n]
     def views(s, ids, own=None):
         return torch.stack([torch.stack([v.double()
-        for v in _nearest(_view_vectors(s, features, ids, k), x, own)]) for k in range(8)])
+            for v in _nearest(_view_vectors(s, features, ids, k), x, own)]) for k in range(8)])
     limit = float(np.percentile(views(T, pick, pick)[:, 0].min(0)[0], percentile))
     best = views(g, range(len(g)))
     d, k = best[:, 0].min(0)

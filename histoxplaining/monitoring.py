@@ -9,7 +9,7 @@ __all__ = ['ALARMS', 'Guard', 'FeatureExtractor', 'spread', 'probe_auc', 'alarms
 import math
 from collections import deque
 import torch, torch.nn as nn
-from .files import renamed, HxError, stream
+from .files import HxError, renamed, stream
 from .classifier import backbone
 
 __getattr__ = renamed(__name__, Eyes='FeatureExtractor')   # one release long

@@ -532,7 +532,7 @@ def _from_dataset_json(path, names, classes):
     listed, read = path/'dataset.json', _reader(path)
     def known(name):
         return read(name) if name in names else fail_with(DataError(f'{name}: is listed in dataset.json, '
-        f'but missing'))
+            f'but missing'))
     return Source(path, *_by_json(decoded_text(listed.read_bytes(), listed), names, classes, path, listed), known)
 
 def _no_empty_class(path, names, classes):

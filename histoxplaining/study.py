@@ -185,7 +185,7 @@ def analyse(
         late = np.array([r['part'] == 'after' for r in both])
         def gain(v, w):
             return _mean(v[late], w[late]) - _mean(v[~late],
-            w[~late]) if w[late].any() and w[~late].any() else float('nan')
+                w[~late]) if w[late].any() and w[~late].any() else float('nan')
         low, high = _both_ways(both, lambda r: r['right'], gain, draws, seed)
         out['gain'] = dict(value=out['classifier, after']['value'] - out['classifier, before']['value'], low=low,
             high=high, n=len(both))
@@ -238,7 +238,7 @@ def panel_figure(
     fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.2), width_ratios=(1, 1.6, 1.6), layout='constrained')
     def share(part):
         return {r: np.mean([a['right'] for a in rows if a['part'] == part and a['reader'] == r])
-        for r in sorted({a['reader'] for a in rows if a['part'] == part})}
+            for r in sorted({a['reader'] for a in rows if a['part'] == part})}
     groups = [[('real or generated', share('pair'))],
         [(n, share(n.split(', ')[1])) for n in ('classifier, before', 'classifier, after')],
               [(k, {r: np.mean([a[k] for a in rows if a['part'] == 'explanation' and a['reader'] == r])

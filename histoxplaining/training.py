@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np, torch
 from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
-from .files import renamed, CheckpointError, HxError, draw, stream, write_json
+from .files import CheckpointError, HxError, draw, renamed, stream, write_json
 from .images import grid, style, to_uint8, write_png
 from .tiles import Batches, TileStore
 from .classifier import Classifier, calibrated, check_names

@@ -12,7 +12,7 @@ __all__ = ['ARCHS', 'DISCS', 'AUGS', 'RECONSTRUCTION', 'TrainConfig', 'resolve',
 import copy
 from dataclasses import asdict, dataclass, replace
 import torch, torch.nn as nn
-from .files import renamed, CheckpointError, HxError, draw, stream
+from .files import CheckpointError, HxError, draw, renamed, stream
 from .layers import bfloat16_pays, reduced
 from .classifier import calibrated
 from .networks import Discriminator, Encoder, Generator, ProjectedDiscriminator

@@ -106,7 +106,7 @@ def test_names_of_a_state_dict_are_measured(tiles, tmp_path):
     # the other order
     def knows(x):
         return torch.stack([torch.tensor([float(truth[p.tobytes()] == k) for p in to_uint8(x)]) for k in (1, 0)],
-        1)
+            1)
     clf = Classifier(knows, store.classes, 32, (.5,) * 3, (.5,) * 3)
     with pytest.raises(HxError, match=r'right on 0% of \d+ tiles.*but on 100% with tumour, benign'):
         check_names(clf, store)
@@ -491,7 +491,7 @@ def test_a_program_is_tried_on_labelled_tiles_before_it_is_believed(tiles, tmp_p
     from histoxplaining.cli import given_classifier
     def told(classes=None, size=None, norm=None):
         return dict(classifier_classes=classes, classifier_size=size,
-        classifier_norm=norm)
+            classifier_norm=norm)
     store = TileStore.create(tiles, tmp_path/'s.lmdb', size=32)
     net = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 2))
     x, y = store.tensors(range(len(store)))

@@ -64,7 +64,7 @@ def test_the_picture_follows_the_slider(chromium, lab):
     def see():
         return (
         edited.evaluate('''async i => Array.from(new Uint8Array(await (await fetch(i.src)).arrayBuffer())).join()'''),
-        size.inner_text(),
+            size.inner_text(),
     )
     before = see()
     handle.focus()
@@ -93,7 +93,7 @@ def test_the_report_compares_sorts_and_fetches_nothing(chromium, tmp_path):
     card = page.locator('.case').first
     def see():
         return tuple(card.locator(q).get_attribute('src')
-        for q in ('.still >> nth=2', '.map')) + (card.locator('.slide output').inner_text(),)
+            for q in ('.still >> nth=2', '.map')) + (card.locator('.slide output').inner_text(),)
     before = see()
     card.locator('.slide input').focus()
     for _ in range(4): page.keyboard.press('ArrowLeft')

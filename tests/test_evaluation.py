@@ -112,8 +112,8 @@ def test_alternatives_are_kept_together_and_their_diversity_is_measured():
     p = coloured(2)
     def cf(i, ok):
         return Counterfactual('t', CLASSES, 'red', CLASSES[p.target[i]], .9, 'm', p.original[i], p.start[i],
-        p.counterfactual[i] if ok else None, success=ok, step=1.,
-        steps=np.array([0., .5, 2]), p_path=np.array([.1, .4, .99]), p=.9, reason='' if ok else 'no way')
+            p.counterfactual[i] if ok else None, success=ok, step=1.,
+            steps=np.array([0., .5, 2]), p_path=np.array([.1, .4, .99]), p=.9, reason='' if ok else 'no way')
     q = as_pairs([[cf(0, False), cf(0, True), cf(0, True)], [cf(1, False)]])
     assert q.found.tolist() == [True, False] and [len(v) for v in q.others] == [2,
         0] and q.paths[0].tolist() == pytest.approx([.1, .4, .9])

@@ -307,7 +307,7 @@ def test_pixel_range_and_averages_of_lineage_files(tmp_path, capsys):
     ckpt, path = to_lineage(G, D), tmp_path/'a.pt'
     def load(extra, **kw):
         return (torch.save({k: v for k, v in (ckpt | extra).items() if v is not None}, path),
-        load_lineage_checkpoint(path, **kw))[1]
+            load_lineage_checkpoint(path, **kw))[1]
     plain = load({'args': argparse.Namespace(size=16, batch=4, channel_multiplier=2, arch='stylegan2')})
     assert str(plain.pixel_range) == 'pm1' and plain.E is None and plain.config.c_dim == 0
     z = torch.randn(20_000, 32, generator=torch.Generator().manual_seed(7))

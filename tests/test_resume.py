@@ -89,7 +89,7 @@ def test_killed_run_resumes_to_the_same_bits(tiny, whole, tmp_path, mode, times)
     assert mode == 'autoencoder' or full.latest()['ada']['p'] > .1                            # augmentation was at work
     def rows(run):
         return [{k: v for k, v in r.items() if k not in ('img_s', 'seconds')} for r in run.read_log()
-        if r.get('snapshot')]
+            if r.get('snapshot')]
     assert rows(full) == rows(cut)                                                            # the log tells one story
     assert full.best == cut.best and f'killed {times} times' in said
 
