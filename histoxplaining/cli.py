@@ -413,6 +413,16 @@ def _drawn(explainer, n):
     out.sort(key=lambda v: (explainer.classes.index(v[0]), v[1]))
     return [pic for *_, pic in out], [f'seed {s}' for _, s, _ in out]
 
+def _encoded(explainer, n):
+    """Encoded tiles as the model draws them, evenly from all classes and taken where the classifier agrees: pictures
+    and names."""
+    ref = explainer.reference
+    if ref is None: raise HxError('this model has no reference sample: there are no encoded tiles')
+    right = [((ref.labels == k) & (ref.logits.argmax(1) == k)).nonzero()[:, 0] for k in range(len(explainer.classes))]
+    per = max(n // len(right), 1)
+    pick = torch.cat([r[torch.linspace(0, len(r) - 1, min(per, len(r))).long()] for r in right])
+    return list(explainer.render(ref.code[pick])), [f'encoded tile {k}' for k in pick.tolist()]
+
 def _why_not(s):
     "Why some were not, in words."
     return 'Not: ' + '; '.join(f'{k} × {r}' for r, k in s['reasons'].items()) if s['reasons'] else ''
@@ -464,7 +474,8 @@ def hx_explain(
     views:int=1,            # up to 8: p must hold for the mean of so many orientations too
     prune:store_true=False, # take back the parts of the translator's step that the classifier does not need
     shard:str=None,         # i/n: only the i-th of n parts, for several processes
-    seeds:int=None,         # instead of pictures: so many tiles that the model draws
+    seeds:int=None,         # instead of pictures: so many samples that the model draws
+    encoded:int=None,       # instead of pictures: so many encoded tiles, as the model draws them
     brief:store_true=False, # a sentence instead of the JSON line at the end
     device:str='cpu',
     **options,
@@ -480,9 +491,9 @@ def hx_explain(
         settings = asked | dict(model=ex.card['name'], weights=fingerprint(ex.G),
             classifier=fingerprint(clf or ex.classifier), shard=shard)
         table = Table(csv, settings) if csv else None
-        imgs, names = _chosen(ex, images, n, seeds, shard, table)
+        imgs, names = _chosen(ex, images, n, seeds, encoded, shard, table)
         cfs, shown, others = _answers(ex, imgs, names, cards, frames, 1 + alternatives, png, table,
-            asked | {'classifier': clf})
+            asked | {'classifier': clf}, bool(seeds or encoded))
         if not cfs: print(f'{csv}: all of the {len(table.done)} pictures are in it already'); return
         if geojson: write_geojson(geojson, table.rows() if table else [record(c) for c in cfs])
         if json: write_json(json, dict(settings=settings, results=table.rows() if table else [record(c) for c in cfs]))
@@ -494,14 +505,16 @@ def hx_explain(
             print(f"{s['flipped']} of {s['n']} decisions turned, {s['seconds']:.2f} s each. {_why_not(s)}".rstrip())
         else: print(dumps({k: None if v != v else v for k, v in s.items()} | {'report': str(out)}))
 
-def _chosen(ex, images, n, seeds, shard, table):
+def _chosen(ex, images, n, seeds, encoded, shard, table):
     "Pictures and their names: all that were asked for, or drawn; of a shard its own; of a table what it lacks."
-    imgs, names = _pictures(images, ex, n) if seeds is None else _drawn(ex, seeds)
+    if seeds: imgs, names = _drawn(ex, seeds)
+    elif encoded: imgs, names = _encoded(ex, encoded)
+    else: imgs, names = _pictures(images, ex, n)
     if shard: imgs, names = _share(shard, (imgs, names))
     left = [i for i, name in enumerate(names) if table is None or name not in table.done]
     return [imgs[i] for i in left], [names[i] for i in left]
 
-def _answers(ex, imgs, names, cards, frames, n, png, table, asked):
+def _answers(ex, imgs, names, cards, frames, n, png, table, asked, drawn=False):
     """Explain 64 pictures at a time. Gives all results, of which those that the report does not show are without
     pictures, those that it shows, and their other answers."""
     show = set(np.linspace(0, len(imgs) - 1, min(cards, len(imgs))).astype(int).tolist())
@@ -516,7 +529,7 @@ def _answers(ex, imgs, names, cards, frames, n, png, table, asked):
                 others += [v[1:] for v in found]
                 found = [v[0] for v in found]
             for c, (_, name) in zip(found, part):
-                c.name = name
+                c.name, c.drawn = name, drawn
                 if png and c.success: write_png(Path(png)/Path(name).with_suffix('.png'), c.counterfactual)
             if table: table.add(found)
             if seen: shown += found
@@ -946,9 +959,9 @@ def hx_demo(
         card = read_json(model_folder(model)/'card.json')
         print(f"{card['name']}: a classifier of colon tissue ({', '.join(card['classes'])}), and a generator that "
             f"knows what such tissue looks like.")
-        print(f"Asking of {'your pictures in ' + tiles if tiles else '24 pictures of tissue that the model draws'}: "
+        print(f"Asking of {'your pictures in ' + tiles if tiles else '24 encoded tiles, as the model draws them'}: "
             f"what would have to look different for the classifier to change its mind?")
-        hx_explain(model, [tiles] if tiles else None, seeds=None if tiles else 24, out=str(out/'report.html'),
+        hx_explain(model, [tiles] if tiles else None, encoded=None if tiles else 24, out=str(out/'report.html'),
             brief=True)
         print(f"\nThe report is {out/'report.html'}: open it in a browser.\nNext:  hx_demo --tiles FOLDER      your "
             f"own pictures\n       hx_explain --help          your own classifier, targets, tables\n       make lab    "

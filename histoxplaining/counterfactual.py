@@ -87,6 +87,7 @@ class Counterfactual:
     # float32 [1 + GRID^2]: what is left of a pruned step: w, then the cells of the layout
     kept:np.ndarray|None = None
     refined:bool = False
+    drawn:bool = False                # the original is itself a picture that a model drew
     # the generator's missing detail was added: the change is counted from the original
     carried:bool = False
     ghosting:float = float('nan')     # share of carried detail where the edit is (room `inversion`)

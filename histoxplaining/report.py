@@ -101,7 +101,7 @@ def panels(cf)->list:
     if cf.success: last = Panel('Counterfactual', cf.p, cf.counterfactual, True, '')
     elif len(cf.frames): last = Panel('Last edit tried', float(cf.frame_p[-1]), cf.frames[-1], True, '')
     else: last = Panel('No counterfactual', math.nan, None, False, cf.reason)
-    return [Panel('Original', p0, cf.original, False,
+    return [Panel('Original', p0, cf.original, getattr(cf, 'drawn', False),
         f'No original: this tissue was generated from {cf.name}' if seed else ''),
             Panel('Generated' if seed else 'Reconstruction', cf.p_reconstruction, cf.reconstruction, True, ''), last]
 

@@ -516,3 +516,14 @@ def test_a_program_is_tried_on_labelled_tiles_before_it_is_believed(tiles, tmp_p
         given_classifier(tmp_path/'good.pt')
     with pytest.raises(HxError, match='--classifier_norm half: expected'):
         given_classifier(tmp_path/'good.pt', told(norm='half'), store)
+
+
+def test_what_a_model_drew_is_never_shown_as_an_original(tmp_path):
+    "Encoded tiles and samples stand in for pictures where there are none: both are marked as generated in the report."
+    import re
+    from histoxplaining.cli import hx_explain
+    for what in (dict(encoded=4), dict(seeds=4)):
+        hx_explain('colon-64', None, out=str(tmp_path/'r.html'), frames=0, **what)
+        html = re.sub('base64,[A-Za-z0-9+/=]+', '', (tmp_path/'r.html').read_text(encoding='utf-8'))
+        first = [f for f in re.findall('<figure>.*?</figure>', html, re.S) if '>Original<' in f]
+        assert len(first) == 4 and all('generated' in f for f in first)
