@@ -348,9 +348,9 @@ class Explorer:
         self.compare.on_msg(lambda _, m, __: self._key(m))
 
     def _kinds(self):
-        "What can be explained: tiles, what seeds make, and encoded tiles as points of the map."
-        return [*([('tile', 'tile')] if len(self.tiles) else []), ('generated', 'seed'),
-            *([('encoded', 'code')] if self._plane is not None else [])]
+        "What can be explained: tiles, encoded tiles as points of the map, and what seeds make."
+        return [*([('tile', 'tile')] if len(self.tiles) else []),
+            *([('encoded', 'code')] if self._plane is not None else []), ('generated', 'seed')]
 
     def _last(self):
         "The largest number of the chosen kind."
@@ -461,6 +461,7 @@ class Explorer:
             step('reading')
             [cf] = explain(self.explainer, target=target, frames=self.n_frames, **self._what(kind, index), **wanted,
                 callback=step)
+            cf.drawn = kind == 'code'
             if kind != 'seed':
                 cf.name = Path(self.tiles.names[index]).name if kind == 'tile' else f'encoded tile {index}'
             self._paths = dict(list(self._paths.items())[-31:])
