@@ -1,5 +1,5 @@
 """The explorer in a real JupyterLab in a real browser: the slider moves, and picture, probability and curve follow."""
-import os, shutil, socket, subprocess, sys, time, urllib.request
+import os, re, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import nbformat, pytest
 from histoxplaining.training import TrainConfig, train
@@ -231,7 +231,7 @@ CHANGED = "([k, old]) => document.querySelectorAll('.hx-compare img')[k].getAttr
 def test_the_explorer_as_a_page_of_its_own(page):
     mine, see = picture(page, 0), lambda k: page.locator('.hx-compare img').nth(k).get_attribute('src')
     page.locator('.hx-map circle').nth(40).click(force=True)             # a point of the map: another tile
-    page.get_by_text('Encoded tile ', exact=False).first.wait_for()
+    page.get_by_text(re.compile(r'^Encoded tile \d')).wait_for()          # not the caption of the map
     page.wait_for_timeout(500)
     assert picture(page, 0) != mine and see(0) != see(1)
     page.get_by_role('button', name='alternatives').click()
