@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['channels', 'Mapping', 'SynthesisLayer', 'ToRGB', 'Block', 'Synthesis', 'Generator', 'ResBlock', 'Epilogue',
-           'Discriminator', 'Encoder', 'ProjectedHead', 'ProjectedDiscriminator']
+           'Discriminator', 'standardised', 'Encoder', 'principal_patches', 'ProjectedHead', 'ProjectedDiscriminator']
 
 # %% ../nbs/10_networks.ipynb #a8a391bd
 import math
@@ -104,18 +104,19 @@ class SynthesisLayer(nn.Module):
         return bias_act(x, self.bias, act='lrelu', clamp=self.conv_clamp)
 
 class ToRGB(nn.Module):
-    "Modulated 1x1 convolution to three channels, without demodulation."
-    def __init__(self, in_channels, w_dim, conv_clamp=None):
+    "Modulated 1x1 convolution, without demodulation, to three channels or to those of a square of `patch` pixels."
+    def __init__(self, in_channels, w_dim, conv_clamp=None, patch=1):
         super().__init__()
-        self.conv_clamp = conv_clamp
+        self.conv_clamp, self.patch = conv_clamp, patch
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
-        self.weight = nn.Parameter(torch.randn(3, in_channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(3))
+        self.weight = nn.Parameter(torch.randn(3 * patch**2, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3 * patch**2))
         self.gain = 1 / math.sqrt(in_channels)
 
     def forward(self, x, s):
-        return bias_act(modulated_conv2d(x, self.weight, s * self.gain, None, demodulate=False), self.bias,
+        x = bias_act(modulated_conv2d(x, self.weight, s * self.gain, None, demodulate=False), self.bias,
             clamp=self.conv_clamp)
+        return x if self.patch == 1 else F.pixel_shuffle(x, self.patch)
 
 class Block(nn.Module):
     """One resolution of the skip generator: two convolutions (one at 4x4, on a learned constant of `in_channels`)
@@ -132,9 +133,9 @@ class Block(nn.Module):
 class Synthesis(nn.Module):
     "w (or StyleSpace s, and a layout code) to pictures."
     def __init__(self, size, w_dim=512, channel_base=16384, channel_max=512, conv_clamp=None, feat_channels=16,
-            feat_res=8, const_channels=None, num_fp16_res=0):
+            feat_res=8, const_channels=None, num_fp16_res=0, feat_patch=False):
         super().__init__()
-        self.num_fp16_res = num_fp16_res
+        self.num_fp16_res, self.feat_patch = num_fp16_res, bool(feat_patch and feat_channels)
         self.size, self.w_dim, self.feat_channels, self.feat_res = size, w_dim, feat_channels, feat_res
         self.resolutions = _resolutions(size)
         ch = {r: channels(r, channel_base, channel_max) for r in self.resolutions}
@@ -148,6 +149,9 @@ class Synthesis(nn.Module):
         # each layer of w in the order of use; ToRGB shares its w with the next block's first convolution
         self.layers = [(f'b{r}.{n}', i) for r, i, n in self._index()]
         self.num_ws = max(i for _, i in self.layers) + 1
+        if self.feat_patch:
+            self.layout_torgb = ToRGB(feat_channels, w_dim, conv_clamp, size // feat_res)
+            self.layers.append(('layout_torgb', self.num_ws - 1))
 
     def _index(self):
         i = 0
@@ -183,6 +187,9 @@ class Synthesis(nn.Module):
             img = rgb if img is None else upsample2d(img, self.resample_filter) + rgb
             # the skip generator's own picture at a lower resolution
             if r == res: break
+        if self.feat_patch and feat is not None:
+            drawn = self.layout_torgb(feat.to(x.dtype), s['layout_torgb']).float()
+            img = img + F.avg_pool2d(drawn, self.size // img.shape[-1])
         return img
 
     def _noise(self, layer, name, x, mode, noise):
@@ -208,15 +215,15 @@ class Generator(nn.Module):
         # channels of the learned constant; None: those of the 4x4 layer. More in files of the lineage
         const_channels:int|None=None,
         num_fp16_res:int=0,         # how many of the finest resolutions run in float16 on a GPU
+        feat_patch:bool=False,      # the layout code also draws by itself, a square of pixels per position
     ):
         super().__init__()
         self.init = dict(size=size, c_dim=c_dim, z_dim=z_dim, w_dim=w_dim, channel_base=channel_base,
-            channel_max=channel_max,
-                         map_layers=map_layers, conv_clamp=conv_clamp, feat_channels=feat_channels, feat_res=feat_res,
-                             const_channels=const_channels, num_fp16_res=num_fp16_res)
+            channel_max=channel_max, map_layers=map_layers, conv_clamp=conv_clamp, feat_channels=feat_channels,
+            feat_res=feat_res, const_channels=const_channels, num_fp16_res=num_fp16_res, feat_patch=feat_patch)
         self.size, self.z_dim, self.c_dim, self.w_dim = size, z_dim, c_dim, w_dim
         self.synthesis = Synthesis(size, w_dim, channel_base, channel_max, conv_clamp, feat_channels, feat_res,
-            const_channels, num_fp16_res)
+            const_channels, num_fp16_res, feat_patch)
         self.num_ws = self.synthesis.num_ws
         self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, map_layers)
 
@@ -313,6 +320,12 @@ class Discriminator(nn.Module):
         return x
 
 # %% ../nbs/10_networks.ipynb #00563faa
+def standardised(
+    img:torch.Tensor,  # [N, C, H, W]
+)->torch.Tensor:
+    "Each picture with mean 0 and deviation 1 in each channel: what is left when the stain is taken away."
+    return (img - img.mean((2, 3), keepdim=True)) / img.std((2, 3), keepdim=True).clamp_min(.05)
+
 class Encoder(nn.Module):
     "Real tile to w and layout code: `E(img) -> w [N, num_ws, w_dim]`, `E.encode(img) -> (w, feat)`."
     def __init__(self,
@@ -324,12 +337,13 @@ class Encoder(nn.Module):
         feat_res:int=8,             # its side
         conv_clamp:float|None=None, # clamp of layer outputs
         num_fp16_res:int=0,         # how many of the finest resolutions run in float16 on a GPU
+        feat_patch:bool=False,      # the layout code also reads a square of pixels per position directly
     ):
         super().__init__()
         self.size, self.num_fp16_res = size, num_fp16_res
         self.init = dict(size=size, num_ws=num_ws, w_dim=w_dim, channel_base=channel_base, channel_max=channel_max,
-                         feat_channels=feat_channels, feat_res=feat_res, conv_clamp=conv_clamp,
-                             num_fp16_res=num_fp16_res)
+            feat_channels=feat_channels, feat_res=feat_res, conv_clamp=conv_clamp, num_fp16_res=num_fp16_res,
+            feat_patch=feat_patch)
         self.num_ws, self.feat_res, self.resolutions = num_ws, feat_res, _resolutions(size)[:0:-1]
         ch = {r: channels(r, channel_base, channel_max) for r in _resolutions(size)}
         for r in self.resolutions:
@@ -337,9 +351,14 @@ class Encoder(nn.Module):
         self.b4 = Epilogue(ch[4], w_dim, mbstd_group=0, conv_clamp=conv_clamp, hidden=False)
         nn.init.normal_(self.b4.out.weight, std=4)     # codes of about the size that the mapping network's have
         if feat_channels: self.layout = Conv2d(ch[feat_res], feat_channels, 1)
+        if feat_channels and feat_patch:
+            self.patch = nn.Conv2d(3, feat_channels, size // feat_res, size // feat_res)
+            nn.init.zeros_(self.layout.weight)
 
     @in_full
-    def _code(self, x): return normalize_2nd_moment(self.layout(x))
+    def _code(self, x, img):
+        x = self.layout(x)
+        return normalize_2nd_moment(x + self.patch(standardised(img)) if hasattr(self, 'patch') else x)
 
     @in_reduced
     def encode(self, img):
@@ -347,10 +366,35 @@ class Encoder(nn.Module):
         x, feat = img, None
         for r in self.resolutions:
             x = getattr(self, f'b{r}')(precision(x, r > self.size >> self.num_fp16_res))
-            if r // 2 == self.feat_res and hasattr(self, 'layout'): feat = self._code(precision(x, False))
+            if r // 2 == self.feat_res and hasattr(self, 'layout'): feat = self._code(precision(x, False), img)
         return self.b4(precision(x, False))[:, None].expand(-1, self.num_ws, -1), feat
 
     def forward(self, img): return self.encode(img)[0]
+
+# %% ../nbs/10_networks.ipynb #3c8e15d6
+@torch.no_grad()
+def principal_patches(
+    E:Encoder, G:Generator, # with `feat_patch`; changed in place
+    img:torch.Tensor,       # tiles [N, 3, size, size] in [-1, 1], some hundreds
+    room=2.,                # the constant channel, in deviations of all the others together
+):
+    """Begin the short way of the layout code with the principal components of standardised squares of tissue: all
+    channels but one carry a component at unit variance; the last is constant, so that little is lost when codes are
+    scaled to unit size at each position."""
+    k, n = G.size // G.feat_shape[1], G.feat_shape[0] - 1
+    if n < 1: raise HxError('feat_patch needs a layout code of two channels or more')
+    p = F.unfold(standardised(img), k, stride=k).transpose(1, 2).reshape(-1, 3 * k * k)
+    U, S, _ = torch.linalg.svd(torch.cov((p - p.mean(0)).T))
+    axes, sd = U[:, :n], S[:n].sqrt().clamp_min(1e-4)
+    constant = room * math.sqrt(n)
+    rows = (axes / sd).T
+    E.patch.weight.zero_(); E.patch.bias.zero_()
+    E.patch.weight[:n].copy_(rows.view(n, 3, k, k)); E.patch.bias[:n].copy_(-rows @ p.mean(0))
+    E.patch.bias[n] = constant
+    draw = G.synthesis.layout_torgb
+    draw.weight.zero_(); draw.affine.weight.zero_(); draw.bias.zero_()
+    size = math.sqrt(constant**2 / (n + 1) + n / (n + 1))     # what codes are divided by, on average
+    draw.weight[:, :n, 0, 0] = axes * sd * size * img.std((2, 3)).mean() / draw.gain
 
 # %% ../nbs/10_networks.ipynb #c5aac18b
 class ProjectedHead(nn.Module):

@@ -17,7 +17,7 @@ from .files import CheckpointError, HxError, draw, renamed, stream, write_json
 from .images import grid, style, to_uint8, write_png
 from .tiles import Batches, TileStore
 from .classifier import Classifier, calibrated, check_names
-from .networks import Discriminator, Generator
+from .networks import Discriminator, Generator, principal_patches
 from .checkpoints import PixelRange, RunDir, load_model, load_network, load_state, save_model
 from .interop import convert
 from .features import FeatureSet, features
@@ -83,7 +83,7 @@ def transplant(
     """Copy a donor's weights; from half the size, the new finest block begins silent. Returns the names that it did
     not have. Raises `CheckpointError` for one that has another shape."""
     mine, theirs, fresh, growing = net.state_dict(), donor.state_dict(), [], net.size == 2 * donor.size
-    finer = growing and net.init.get('feat_res') != donor.init.get('feat_res')
+    other = any(net.init.get(k, False) != donor.init.get(k, False) for k in ('feat_res', 'feat_patch'))
     if net.size not in (donor.size, 2 * donor.size):
         raise CheckpointError(f'{what}: the weights to start from draw {donor.size} px, the tiles have {net.size}: '
             f'expected a model of {net.size} px, or of {net.size // 2} px to grow from')
@@ -94,8 +94,8 @@ def transplant(
         if k == 'mapping.fc0.weight' and w is not None and w.shape[1] < v.shape[1]:
             w = torch.cat([w * math.sqrt(v.shape[1] / w.shape[1]), v.new_zeros(len(v), v.shape[1] - w.shape[1])], 1)
         if w is None: fresh.append(k)
-        # a finer layout code has to be learnt anew
-        elif k.split('.')[-2] == 'layout' and finer: fresh.append(k)
+        # another layout code has to be learnt anew
+        elif k.split('.')[-2] == 'layout' and other: fresh.append(k)
         elif w.shape != v.shape:
             raise CheckpointError(f'{what}.{k}: {list(v.shape)} in this configuration, {list(w.shape)} in the weights '
                 f'to start from; leave channel_base, channel_max, map_layers and feat_channels to them')
@@ -153,10 +153,16 @@ def _units(st, cfg, store):
     w = torch.cat([st.E(b.to(cfg.device))[:, 0] for b in x.split(64)])
     for T in (st.T, st.ema['T']): T.measure(w)
 
+def _patches(st, cfg, store):
+    "Let the layout code begin with the principal components of the training tiles."
+    x = store.train.tensors(torch.randperm(len(store.train), generator=stream(cfg.seed, 'patches'))[:1024].tolist())[0]
+    principal_patches(st.E, st.G, x.to(cfg.device))
+    st.average_afresh()
+
 def _shaped(cfg, old):
     "A configuration whose networks have the shape of those in a checkpoint, wherever nothing else is asked for."
     names = ('channel_base', 'channel_max', 'map_layers',
-        'const_channels') + (() if old['arch'] == 'stylegan2' else ('feat_channels', 'feat_res'))
+        'const_channels') + (() if old['arch'] == 'stylegan2' else ('feat_channels', 'feat_res', 'feat_patch'))
     return replace(cfg, **{k: old[k] for k in names if k in old and getattr(cfg, k) is None})
 
 def _prepare(cfg, state, classifier):
@@ -186,6 +192,7 @@ def _prepare(cfg, state, classifier):
         torch.manual_seed(cfg.seed)                                    # initial weights
         st = TrainState(cfg, len(store.classes))
     if start: _begin(st, cfg, store.classes, start)
+    if state is None and cfg.feat_patch and not (start and start[0].init.get('feat_patch')): _patches(st, cfg, store)
     if start and st.T is not None: _units(st, cfg, store)
     if state is not None:
         new = st.load_state_dict(state)

@@ -55,6 +55,8 @@ class TrainConfig:
     const_channels:int|None = None # channels of the learned constant; None: init's, else those of the 4x4 layer
     feat_channels:int|None = None  # channels of the layout code; 0: none. StyleEx, autoencoder: init's, else 8
     feat_res:int|None = None       # its side; None: init's, else a quarter of the size, at most 32
+    # its short way: squares of pixels, begun at their principal components. None: init's, else no
+    feat_patch:bool|None = None
     num_fp16_res:int|None = None   # finest resolutions in half precision; None: 4 on a GPU
     bf16:bool|None = None          # networks in bfloat16 on a CPU; None: where its processor does that by itself
     noise:bool|None = None         # noise inputs; StyleEx: off, texture must not live where the encoder cannot see it
@@ -160,6 +162,7 @@ def _defaults(cfg, size, found):
         map_layers=found.get('map_layers', 2), const_channels=found.get('const_channels'),
         feat_channels=(found.get('feat_channels') or 8) if enc else 0,
         feat_res=finer * found.get('feat_res', usual) if found.get('feat_channels') else usual,
+        feat_patch=enc and found.get('feat_patch', False),
         num_fp16_res=0 if cfg.device == 'cpu' else 4, bf16=bfloat16_pays(cfg.device),
         ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100),
         r1_gamma=.0002 * size**2 / cfg.batch, ema_kimg=cfg.batch * 10 / 32, proj_res=min(2 * size, 224),
@@ -208,7 +211,7 @@ class TrainState:
     ):
         half = dict(num_fp16_res=cfg.num_fp16_res, conv_clamp=256.) if cfg.num_fp16_res else {}
         shape = dict(channel_base=cfg.channel_base, channel_max=cfg.channel_max, **half)
-        code = dict(feat_channels=cfg.feat_channels, feat_res=cfg.feat_res)
+        code = dict(feat_channels=cfg.feat_channels, feat_res=cfg.feat_res, feat_patch=cfg.feat_patch)
         c_dim = n_classes if cfg.cgan else 0
         G = Generator(cfg.size, c_dim, map_layers=cfg.map_layers, const_channels=cfg.const_channels, **code, **shape)
         self.nets = nn.ModuleDict({'G': G})

@@ -1,6 +1,7 @@
 """Training that starts from somebody else's weights."""
+from dataclasses import replace
 import pytest, torch
-from histoxplaining.networks import Discriminator, Generator
+from histoxplaining.networks import Discriminator, Generator, standardised
 from histoxplaining.training import TrainConfig, _prepare, train
 from test_interop import lively, nvidia_file, to_lineage
 
@@ -46,3 +47,24 @@ def test_weights_that_do_not_fit_are_refused_by_name(tiny, tmp_path):
         prepared(tiny, init=str(path), channel_max=8, device='cpu')
     with pytest.raises(ValueError, match='no such model folder or file'):
         prepared(tiny, init=str(tmp_path/'nowhere.pkl'), device='cpu')
+
+
+def test_another_layout_code_begins_at_principal_components_and_goes_on_as_it_was(tiny, tmp_path, capsys):
+    common = dict(data=str(tiny/'tiles.lmdb'), arch='autoencoder', batch=8, kimg=.016, perceptual='lite0', **SIZES)
+    old = train(TrainConfig(**common), tmp_path/'old', tiny/'classifier.safetensors', quiet=True)
+    new = TrainConfig(**common | dict(channel_base=None, channel_max=None, init=str(old.path), feat_patch=True,
+        feat_channels=12))
+    store, cfg, _, st = _prepare(new, None, tiny/'classifier.safetensors')
+    x = store.val.tensors(range(8))[0]
+    with torch.no_grad():
+        feat = st.E.encode(x)[1]
+        rows = st.E.patch(x)                       # one constant channel; the others vary with the tile
+        G, w = st.ema['G'].synthesis, st.E(x)
+        drawn = standardised(G(w, feat, noise_mode='none') - G(w, noise_mode='none'))
+    assert rows[:, -1].std() < 1e-6 < rows[:, :-1].std() and torch.allclose(feat.square().mean(1), torch.ones(8, 4, 4))
+    assert (drawn * standardised(x)).mean() > .8              # correlation of what the code draws with the tile
+    run = train(new, tmp_path/'new', tiny/'classifier.safetensors', quiet=True)
+    capsys.readouterr()
+    again = train(replace(new, kimg=.032), tmp_path/'new', tiny/'classifier.safetensors', ckpt=str(run.path),
+        quiet=True)
+    assert again.latest()['nimg'] == 32 and 'starts afresh' not in capsys.readouterr().out
