@@ -367,6 +367,8 @@ def generated(
     noise_mode:str='const',      # 'const' or 'none': what is drawn must be reproducible
     pixel_range=None,            # what the network's numbers mean, as for `PixelRange.of`; default: [-1, 1]
     name:str='model',
+    # `(ids, class vectors) -> (w, layout codes)`; default: w of z, and no layout codes
+    codes=None,
 )->PictureSet:
     "Pictures that a generator draws. Raises `HxError`."
     if noise_mode not in ('const', 'none'):
@@ -378,9 +380,12 @@ def generated(
     @torch.no_grad()
     def read(ids):
         ids = [int(i) for i in ids]
-        z = draw((G.z_dim,), seed, 'metrics/z', ids).to(device)
-        w = G.mapping(z, None if c is None else c[[i % len(c) for i in ids]].to(device), truncation_psi)
-        return np.concatenate([to_uint8(rng.to_true(G.synthesis(v, noise_mode=noise_mode))) for v in w.split(32)])
+        these = None if c is None else c[[i % len(c) for i in ids]].to(device)
+        if codes is not None: w, feat = codes(ids, these)
+        else: w, feat = G.mapping(draw((G.z_dim,), seed, 'metrics/z', ids).to(device), these, truncation_psi), None
+        feats = [None] * len(ids) if feat is None else feat.split(32)
+        return np.concatenate([to_uint8(rng.to_true(G.synthesis(v, f, noise_mode=noise_mode)))
+            for v, f in zip(w.split(32), feats)])
     model = fingerprint(G)
     about = dict(kind='model', name=name, hash=fingerprint(None, model, n, seed, truncation_psi, noise_mode,
         None if c is None else c.numpy().tobytes()), split=None, model=model, seed=seed,

@@ -38,7 +38,7 @@ def colon(): return Explainer.from_pretrained('colon-64')
 @pytest.fixture(scope='module')
 def drawn(colon):
     with torch.no_grad():
-        return to_uint8(colon.generate(colon.mapping(range(100, 108)), colon.layouts(range(100, 108))))
+        return colon.render(colon.sample(range(100, 108)))
 
 
 def load(f, **kw): return Classifier.load(f, **dict(classes=AB, size=64, mean=(.5,) * 3, std=(.5,) * 3) | kw)

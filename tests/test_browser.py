@@ -147,7 +147,7 @@ def test_a_study_from_the_first_to_the_last_question(chromium, tmp_path):
     from histoxplaining.images import write_png
     from histoxplaining.study import analyse, read_answers
     ex = Explainer.from_pretrained('colon-64')
-    for s, pic in enumerate(ex.render(Code(ex.mapping(range(500, 530)), ex.layouts(range(500, 530))))):
+    for s, pic in enumerate(ex.render(ex.sample(range(500, 530)))):
         write_png(tmp_path/'tiles'/f'{s}.png', pic)
     hx_study('colon-64', [str(tmp_path/'tiles')], readers=2, out=str(tmp_path/'study'), pairs=4, decisions=3, shown=2)
     context = chromium.new_context(viewport=dict(width=1100, height=760), offline=True, accept_downloads=True)

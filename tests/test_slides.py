@@ -28,7 +28,7 @@ def slide(tmp_path_factory):
     half annotated healthy, the other adenocarcinoma."""
     root, ex = tmp_path_factory.mktemp('slide'), Explainer.from_pretrained()
     seeds = list(range(96))
-    pics = ex.render(Code(ex.mapping(seeds), ex.layouts(seeds)))
+    pics = ex.render(ex.sample(seeds))
     says = ex.probabilities(pics).argmax(1).numpy()
     of = [np.flatnonzero(says == k) for k in (0, 1)]
     big = lambda i: np.asarray(Image.fromarray(pics[i]).resize((SIDE, SIDE), Image.BICUBIC))

@@ -89,7 +89,7 @@ def test_what_a_translator_needs_is_said(tiny, model):
 
 def test_alternatives_leave_the_answer_as_it_is():
     ex = Explainer.from_pretrained('colon-64')
-    pics = ex.render(Code(ex.mapping(range(40, 44)), ex.layouts(range(40, 44))))
+    pics = ex.render(ex.sample(range(40, 44)))
     one, many = explain(ex, pics, refine=0), explain(ex, pics, refine=0, n=3)
     for a, b in zip(one, many):
         assert a.success == b[0].success and (not a.success or len(b) > 1
@@ -99,7 +99,7 @@ def test_alternatives_leave_the_answer_as_it_is():
 def test_a_pruned_step_is_enough_and_less():
     "What the classifier does not need is taken back: p holds, the picture changes less, and it says where it moved."
     ex = Explainer.from_pretrained('colon-64')
-    pics = ex.render(Code(ex.mapping(range(12)), ex.layouts(range(12))))
+    pics = ex.render(ex.sample(range(12)))
     whole, less = explain(ex, pics), explain(ex, pics, prune=True)
     both = [(a, b) for a, b in zip(whole, less) if a.success and a.method == 'translate']
     assert len(both) >= 6

@@ -1,0 +1,64 @@
+"""A prior over codes: trained like everything else, and what samples are made of where there is one."""
+import pytest, torch
+from histoxplaining.cli import _with_layouts, hx_prior
+from histoxplaining.explainer import Explainer
+from histoxplaining.features import generated
+from histoxplaining.files import HxError
+from histoxplaining.training import TrainConfig, train
+
+SIZES = dict(channel_base=256, channel_max=16, feat_channels=4, map_layers=1)
+
+
+@pytest.fixture(scope='module')
+def model(tiny, tmp_path_factory):
+    "A model of 16 px with a layout code, hardly trained."
+    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='autoencoder', batch=8, kimg=.016, perceptual='lite0',
+        **SIZES), tmp_path_factory.mktemp('prior')/'run', tiny/'classifier.safetensors', quiet=True)
+    Explainer.from_run(run)                                            # leaves reference tiles
+    return run.model
+
+
+def of_prior(folder): return {k: v for k, v in Explainer.load(folder).prior.state_dict().items()}
+
+
+def test_a_prior_that_was_stopped_goes_on_as_if_it_had_not_been(model, tiny, tmp_path):
+    kw = dict(data=str(tiny/'tiles.lmdb'), arch='prior', init=str(model), batch=8)
+    whole = train(TrainConfig(kimg=.032, **kw), tmp_path/'whole', tiny/'classifier.safetensors', quiet=True)
+    part = train(TrainConfig(kimg=.016, **kw), tmp_path/'part', tiny/'classifier.safetensors', quiet=True)
+    train(TrainConfig(kimg=.032, **kw), part.path, tiny/'classifier.safetensors', ckpt=part.path, quiet=True)
+    a, b = of_prior(whole.model), of_prior(part.model)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    nets = [Explainer.load(f) for f in (model, whole.model)]
+    assert all(torch.equal(v, nets[1].G.state_dict()[k]) for k, v in nets[0].G.state_dict().items())
+    assert any(v.abs().max() > 0 for k, v in a.items() if k.startswith('out'))
+    assert list((whole.path/'samples').glob('drawn_*.png')) and 'val_flow' in whole.read_log()[-1]
+
+
+def test_what_a_model_draws_has_a_layout_and_with_a_prior_its_own(model, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lent = Explainer.load(model)
+    c = torch.eye(2)
+    pictures = lambda ex, **kw: generated(ex.G, 6, c=c, noise_mode=ex.noise_mode, seed=1, **kw).read(range(6))
+    plain, borrowed = pictures(lent), pictures(lent, codes=_with_layouts(lent, 1, 1.))
+    assert borrowed.shape == plain.shape and (borrowed != plain).any(axis=(1, 2, 3)).all()
+    assert (lent.sample([5, 6]).feat[:, None] == lent.reference.feat).flatten(2).all(2).any(1).all()
+    hx_prior(str(model), store=str(tiny/'tiles.lmdb'), kimg=.016, batch=8, output_path=str(tmp_path/'run'), save=True)
+    own = Explainer.load(model)
+    drawn = own.sample([5, 6])
+    assert not (drawn.feat[:, None] == own.reference.feat).flatten(2).all(2).any()
+    assert torch.allclose(drawn.feat.square().mean(1), torch.ones(2, 4, 4), atol=1e-4)
+    # a seed is a tile, whatever stands beside it, and a class makes a difference
+    assert torch.allclose(own.sample([6]).feat, drawn[1].feat, atol=1e-4)
+    assert (own.sample([5], 'benign').w - own.sample([5], 'tumour').w).abs().max() > 0
+    assert (pictures(own, codes=_with_layouts(own, 1, 1.)) != borrowed).any()
+    (model/'prior.safetensors').unlink()
+
+
+def test_a_prior_needs_layout_codes_and_noise_of_its_size(model, tiny, tmp_path):
+    bare = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='stylegan2', batch=8, kimg=.008, channel_base=256,
+        channel_max=16), tmp_path/'bare', quiet=True)
+    with pytest.raises(HxError, match='layout codes|encoder'):
+        train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='prior', init=str(bare.path), batch=8, kimg=.008,
+            feat_channels=0), tmp_path/'x', tiny/'classifier.safetensors', quiet=True)
+    with pytest.raises(HxError, match='belongs to a model'):
+        train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='prior'), tmp_path/'y', tiny/'classifier.safetensors')
