@@ -352,18 +352,19 @@ def layouts(
     feat,  # layout codes of the encoded tiles [n, channels, side, side]
     idx,   # global image indices of the batch
 ):
-    """Layout code of every picture of a batch, from those of its n encoded tiles, and which of these n keep their
-    own: some go without, a share and all samples get another tile's."""
+    """Layout code of every picture of a batch, from those of its n encoded tiles; which of these n keep their own; and
+    of which tile of the batch each picture's is. Some go without, a share and all samples get another tile's."""
     n, N = len(feat), len(idx)
     drop, swap = layout_masks(cfg, idx)
     place = torch.arange(N)
     swap = ~drop & (swap | (place >= n))
     # half way round: the same partner however the batch is dealt out
-    other = feat[((place + n // 2) % n).to(feat.device)]
+    partner = (place + n // 2) % n
+    other = feat[partner.to(feat.device)]
     other = torch.cat([other[:n], other[n:].detach()])                 # a sample has no business with the encoder
     mine = torch.cat([feat, feat.new_zeros(N - n, *feat.shape[1:])])
     pick = lambda m: m[:, None, None, None].to(feat.device)
-    return torch.where(pick(swap), other, mine) * pick(~drop), ~(swap | drop)[:n]
+    return torch.where(pick(swap), other, mine) * pick(~drop), ~(swap | drop)[:n], torch.where(swap, partner, place)
 
 def synthesise(
     st,   # a `TrainState`
@@ -375,7 +376,7 @@ def synthesise(
     """The fakes of a batch: reconstructions of the first tiles, samples for the rest. Returns a dict of what the
     terms need."""
     n = encoded(cfg, st, len(x))
-    ws, feat, mapped, own = [], None, None, torch.ones(n, dtype=torch.bool)
+    ws, feat, mapped, own, of = [], None, None, torch.ones(n, dtype=torch.bool), None
     if n:
         w, feat = st.E.encode(x[:n])
         ws.append(w)
@@ -386,9 +387,13 @@ def synthesise(
         st.G.mapping.track(torch.where(torch.isfinite(seen_w), seen_w, st.G.mapping.w_avg))
         ws.append(wz)
     w = torch.cat(ws)
-    if feat is not None: feat, own = layouts(cfg, feat, idx)
+    if feat is not None: feat, own, of = layouts(cfg, feat, idx)
     img = st.G.synthesis(w, feat, noise_mode='none', noise=noise_inputs(st.G, cfg, idx))
-    return dict(n=n, w=w, feat=feat, img=img, mapped=mapped, own=own)
+    fk = dict(n=n, w=w, feat=feat, img=img, mapped=mapped, own=own)
+    # where the layout code draws by itself, it says the class, and w the stain: a picture is of the class of the tile
+    # that its layout is of
+    if cfg.feat_patch and of is not None: fk |= dict(of=of.to(img.device), **({} if c is None else dict(c=c[of])))
+    return fk
 
 # %% ../nbs/22_training_step.ipynb #133000c7
 def augmented(
@@ -417,10 +422,10 @@ def generator_terms(
     img, n, t = fk['img'], fk['n'], {}
     if adversarial and st.D is not None:
         fk['seen'] = augmented(st, cfg, img, 'aug-fake', idx)
-        t['g_adv'] = g_nonsaturating(st.D(fk['seen'], c))
+        t['g_adv'] = g_nonsaturating(st.D(fk['seen'], fk.get('c', c)))
     if adversarial and st.P is not None:
         fk['feats'] = st.P.features(light(img, cfg.seed, 'light-fake', idx))
-        t['g_proj'] = g_hinge(st.P.logits(fk['feats'], c))
+        t['g_proj'] = g_hinge(st.P.logits(fk['feats'], fk.get('c', c)))
     if n:
         drop, swap = layout_masks(cfg, range(st.nimg, st.nimg +
             encoded(cfg, st, cfg.batch))) if fk['feat'] is not None else (torch.zeros(1, dtype=torch.bool),) * 2
@@ -440,10 +445,11 @@ def generator_terms(
             lines = torch.randn(15, 32, generator=stream(cfg.seed, 'look', st.nimg)).to(img)
             t['look'] = sliced_wasserstein(gather(texture_statistics(img[n:])), gather(texture_statistics(x[n:])),
                 lines).add(1e-8).sqrt()
-        # of samples too: they were asked to be what the tiles at their places are
+        # of samples too: they were asked to be what the tiles at their places are (or those of their layouts)
         if clf is not None:
+            asked = real_logits[fk['of']] if 'of' in fk else real_logits
             t['kl'] = classifier_kl(clf(random_view(img, cfg.seed, 'view', idx)) / clf.temperature,
-                real_logits / clf.temperature)
+                asked / clf.temperature)
         if cfg.prior_weight:
             lines = torch.randn(st.G.w_dim, 64, generator=stream(cfg.seed, 'lines', st.nimg)).to(img)
             t['prior'] = sliced_wasserstein(gather(fk['w'][:n, 0]), gather(fk['mapped']), lines)
@@ -508,7 +514,8 @@ def discriminator_terms(
     come from the generator's half of the step."""
     t, figures, real = {}, {}, None
     if st.D is not None:
-        real, fake = st.D(augmented(st, cfg, x, 'aug-real', idx), c), st.D(fk['seen'].detach(), c)
+        real = st.D(augmented(st, cfg, x, 'aug-real', idx), c)
+        fake = st.D(fk['seen'].detach(), fk.get('c', c))
         t['d_adv'] = d_logistic(real, fake)
         figures = {'sign_real': real.sign().mean(), 'sign_fake': fake.sign().mean()}
         if st.aug is not None: figures['aug_p'] = torch.tensor(float(st.aug.p))
