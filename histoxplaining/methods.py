@@ -643,11 +643,11 @@ def _amortised(explainer, hold):
     def make():
         file = _amortised_file(explainer)
         if file is None or not file.exists():
-            raise HxError('amortised: no network was trained for this model: call ways.train_amortised(explainer)')
+            raise HxError('amortised: no network was trained for this model: call methods.train_amortised(explainer)')
         if tuple(load_meta(file)['hold']) != hold:
             raise HxError(f"amortised: the network beside this model was trained with "
                 f"hold={tuple(load_meta(file)['hold'])}, asked for {hold}: train another with "
-                f"ways.train_amortised(explainer, hold={hold})")
+                f"methods.train_amortised(explainer, hold={hold})")
         sd = {k: v.float() for k, v in load_tensors(file).items()}
         net = Amortised(sd['directions'], sd['slopes'], sd['Q'], sd['net.0.weight'].shape[0])
         net.load_state_dict(sd)

@@ -293,7 +293,7 @@ def health(
     extractor,  # a `FeatureExtractor`
     n=64,       # samples and tiles
 ):
-    "Figures for `watch.alarms`."
+    "Figures for `monitoring.alarms`."
     out = {}
     for k, c in enumerate(gallery.classes):
         mine = gallery.train[(gallery.labels == k)][:n]
