@@ -153,7 +153,7 @@ def _units(st, cfg, store):
     x = store.train.tensors(torch.randperm(len(store.train), generator=stream(cfg.seed, 'units'))[:1024].tolist())[0]
     w, feat = (torch.cat(v) for v in zip(*(st.E.encode(b.to(cfg.device)) for b in x.split(64))))
     if st.T is not None:
-        for T in (st.T, st.ema['T']): T.measure(w[:, 0])
+        for T in (st.T, st.ema['T']): T.measure(w[:, 0], feat)
     if st.F is not None:
         for F in (st.F, st.ema['F']): F.measure(w[:, 0], feat)
 

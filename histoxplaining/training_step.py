@@ -220,7 +220,11 @@ class TrainState:
         self.nets = nn.ModuleDict({'G': G})
         if cfg.arch != 'stylegan2': self.nets['E'] = Encoder(cfg.size, G.num_ws, **code, **shape)
         if cfg.arch in ON_CODES: self.nets.requires_grad_(False).eval()
-        if cfg.arch == 'translator': self.nets['T'] = Translator(G.w_dim, G.feat_shape, n_classes)
+        if cfg.arch == 'translator':
+            self.nets['T'] = Translator(G.w_dim, G.feat_shape, n_classes,
+                border='reflect' if cfg.feat_patch else 'zeros')
+            # w says the stain there, and the stain is to stay: the step is in the layout alone
+            if cfg.feat_patch and cfg.stain_weight: self.nets['T'].style.requires_grad_(False)
         if cfg.arch == 'prior': self.nets['F'] = Prior(G.w_dim, G.feat_shape, c_dim)
         if cfg.arch not in ('autoencoder', 'prior'):
             if cfg.disc != 'projected': self.nets['D'] = Discriminator(cfg.size, c_dim, **shape)
@@ -236,8 +240,9 @@ class TrainState:
             if k not in self.nets or not any(p.requires_grad for p in self.nets[k].parameters()): continue
             r = every / (every + 1) if every else 1
             self.rates[k] = lr * r
+            # no momentum in a game of two; what learns on frozen networks has some
             self.opts[k] = torch.optim.Adam([p for p in self.nets[k].parameters() if p.requires_grad], lr=lr * r,
-                betas=(0., .99**r), eps=1e-8, fused=True)
+                betas=(.9 if k in 'TF' else 0., .99**r), eps=1e-8, fused=True)
         self.ada = AdaptiveP(cfg.ada_target, cfg.ada_kimg) if cfg.aug == 'ada' else None
         self.aug = Augment(cfg.aug_pipe, cfg.aug_p if self.ada is None else self.ada) if cfg.aug != 'none' else None
         self.pl_mean = torch.zeros([], device=cfg.device)

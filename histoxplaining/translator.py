@@ -52,10 +52,10 @@ class Asked:
 # %% ../nbs/20_translator.ipynb #b6fc59b6
 class FilmBlock(nn.Module):
     "Residual block, scaled and shifted by a vector (Perez et al., *FiLM*, 2018)."
-    def __init__(self, width, told):
+    def __init__(self, width, told, border='zeros'):
         super().__init__()
         self.norm0, self.norm1 = (nn.GroupNorm(8, width) for _ in range(2))
-        self.conv0, self.conv1 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.conv0, self.conv1 = (nn.Conv2d(width, width, 3, padding=1, padding_mode=border) for _ in range(2))
         self.film = nn.Linear(told, 2 * width)
 
     def forward(self, x, told):
@@ -73,26 +73,34 @@ class Translator(nn.Module):
         width:int=96,              # channels
         blocks:int=5,
         told:int=128,              # width of what the blocks are told
+        border:str='zeros',        # what lies beyond it, or 'reflect': then nothing is different there
     ):
         super().__init__()
         self.init = dict(w_dim=w_dim, feat_shape=None if feat_shape is None else list(feat_shape), n_classes=n_classes,
-            width=width, blocks=blocks, told=told)
+            width=width, blocks=blocks, told=told, border=border)
         self.n_classes, self.fold = n_classes, max(1, feat_shape[1] // 16) if feat_shape else 1
         self.register_buffer('mean', torch.zeros(w_dim))       # of encoded tiles: set by `measure`
         self.register_buffer('sd', torch.ones(w_dim))
         self.tell = nn.Sequential(nn.Linear(w_dim + n_classes + 2 + NOISE, 256), nn.SiLU(), nn.Linear(256, told),
             nn.SiLU())
-        self.into = nn.Conv2d(feat_shape[0] * self.fold**2, width, 3, padding=1) if feat_shape else None
-        self.blocks = nn.ModuleList(FilmBlock(width, told) for _ in range(blocks if feat_shape else 0))
-        self.out = nn.Conv2d(width, feat_shape[0] * self.fold**2, 3, padding=1) if feat_shape else None
+        C = feat_shape[0] * self.fold**2 if feat_shape else 0
+        self.into = nn.Conv2d(C, width, 3, padding=1, padding_mode=border) if C else None
+        self.blocks = nn.ModuleList(FilmBlock(width, told, border) for _ in range(blocks if C else 0))
+        self.out = nn.Conv2d(width, C, 3, padding=1, padding_mode=border) if C else None
         self.style = nn.Sequential(nn.Linear(told + (2 * width if feat_shape else 0), 256), nn.SiLU(),
             nn.Linear(256, w_dim))
         for m in (self.style[-1], *([self.out] if feat_shape else [])): nn.init.zeros_(m.weight); nn.init.zeros_(m.bias)
 
     @torch.no_grad()
-    def measure(self, w):
-        "Take mean and deviation of encoded tiles `[n, w_dim]` as the units of w."
+    def measure(self, w, feat=None):
+        """Take mean and deviation of encoded tiles `[n, w_dim]` as the units of w; and let a fresh network begin with
+        the units of their layout codes `[n, C, side, side]`, in and out: it would hear a loud channel only."""
         self.mean.copy_(w.mean(0)); self.sd.copy_(w.std(0).clamp_min(1e-6))
+        if feat is not None:
+            sd, mean = feat.std((0, 2, 3)).clamp_min(.05), feat.mean((0, 2, 3))
+            sd, mean = (v.repeat_interleave(self.fold**2)[None, :, None, None] for v in (sd, mean))
+            self.into.weight.div_(sd)
+            self.into.bias.sub_((self.into.weight * mean).sum((1, 2, 3)))
         return self
 
     @in_reduced
