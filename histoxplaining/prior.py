@@ -60,14 +60,20 @@ class Prior(nn.Module):
         for m in (self.style[-1], self.out): nn.init.zeros_(m.weight); nn.init.zeros_(m.bias)
 
     @torch.no_grad()
-    def measure(self, w, feat):
-        "Take the units of codes from those of tiles: w `[n, w_dim]`, feat `[n, C, side, side]`."
+    def measure(self, w, feat, loud=None):
+        """Take the units of codes from those of tiles: w `[n, w_dim]`, feat `[n, C, side, side]`. Channels that are
+        heard more in the picture (`loud` `[C]`: what a unit of each draws) stand out more from the noise, by the root of
+        it, so that they are decided first, as the coarse comes before the fine in pictures."""
         U, S, V = torch.linalg.svd(w - w.mean(0), full_matrices=False)
         k = min(self.styles, len(S))
         self.mean.copy_(w.mean(0)); self.axes.zero_()
         self.axes[:k] = V[:k] * (S[:k, None] / math.sqrt(max(len(w) - 1, 1))).clamp_min(1e-6)
         self.feat_mean.copy_(feat.mean((0, 2, 3))[:, None, None])
-        self.feat_sd.copy_(feat.std((0, 2, 3)).clamp_min(1e-3)[:, None, None])
+        sd = feat.std((0, 2, 3)).clamp_min(1e-3)
+        if loud is not None:
+            heard = loud * sd
+            sd = sd / (heard / heard.square().mean().sqrt()).sqrt().clamp_min(.2)
+        self.feat_sd.copy_(sd[:, None, None])
         return self
 
     def units(self, w, feat):
@@ -102,12 +108,32 @@ class Prior(nn.Module):
         if noise.ndim != 2 or noise.shape[1] != self.noise_dim:
             raise HxError(f'noise of shape {list(noise.shape)}, expected [N, {self.noise_dim}]')
         u, x = noise[:, :self.styles], noise[:, self.styles:].view(-1, *self.feat_shape)
+        return self.codes(*self._along(u, x, c, 0., 1., steps))
+
+    def _along(self, u, x, c, t0, t1, steps):
+        "Follow the flow from one time to another, in either direction."
+        h = (t1 - t0) / steps
         for i in range(steps):
-            at = lambda s: torch.full((len(u),), (i + s) / steps, device=u.device)
+            at = lambda s: torch.full((len(u),), t0 + (i + s) * h, device=u.device)
             du, dx = self(u, x, at(0.), c)
-            du, dx = self(u + du / (2 * steps), x + dx / (2 * steps), at(.5), c)
-            u, x = u + du / steps, x + dx / steps
-        return self.codes(u, x)
+            du, dx = self(u + du * h / 2, x + dx * h / 2, at(.5), c)
+            u, x = u + du * h, x + dx * h
+        return u, x
+
+    @torch.no_grad()
+    def redrawn(self,
+        w, feat,                   # codes: [N, w_dim] and [N, C, side, side]
+        c0, c1,                    # class vectors [N, n_classes]: what they are, and what they shall be
+        depth:float=.7,            # how far back, from 0, where nothing changes, to 1, where only noise is left
+        steps:int=12,              # in either direction
+        style:bool=False,          # the style too; else it stays
+    ):
+        """Codes as the other class would have come out of the same noise: back along the flow as what they are, and
+        forth again as what they shall be (as in editing with rectified flows: Rout et al. 2024). Returns `(w, feat)`."""
+        u, x = self.units(w, feat)
+        u, x = self._along(*self._along(u, x, c0, 1., 1. - depth, steps), c1, 1. - depth, 1., steps)
+        w1, feat1 = self.codes(u, x)
+        return w1 if style else w, feat1
 
     @property
     def noise_dim(self):

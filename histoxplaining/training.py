@@ -155,7 +155,9 @@ def _units(st, cfg, store):
     if st.T is not None:
         for T in (st.T, st.ema['T']): T.measure(w[:, 0], feat)
     if st.F is not None:
-        for F in (st.F, st.ema['F']): F.measure(w[:, 0], feat)
+        draw = getattr(st.G.synthesis, 'layout_torgb', None)
+        loud = None if draw is None else draw.weight[:, :, 0, 0].norm(dim=0)
+        for F in (st.F, st.ema['F']): F.measure(w[:, 0], feat, loud)
 
 def _patches(st, cfg, store):
     "Let the layout code begin with the principal components of the training tiles."

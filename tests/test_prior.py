@@ -2,8 +2,11 @@
 import pytest, torch
 from histoxplaining.cli import _with_layouts, hx_prior
 from histoxplaining.explainer import Explainer
+from histoxplaining.counterfactual import explain
 from histoxplaining.features import generated
 from histoxplaining.files import HxError
+from histoxplaining.latents import NoDirection
+from histoxplaining.methods import DEPTHS, Ask, flow
 from histoxplaining.training import TrainConfig, train
 
 SIZES = dict(channel_base=256, channel_max=16, feat_channels=4, map_layers=1)
@@ -62,3 +65,18 @@ def test_a_prior_needs_layout_codes_and_noise_of_its_size(model, tiny, tmp_path)
             feat_channels=0), tmp_path/'x', tiny/'classifier.safetensors', quiet=True)
     with pytest.raises(HxError, match='belongs to a model'):
         train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='prior'), tmp_path/'y', tiny/'classifier.safetensors')
+
+
+def test_flow_proposes_whole_steps_that_grow_with_depth_and_needs_a_prior(model, tiny, tmp_path):
+    ex = Explainer.load(model)
+    code, ask = ex.reference.code[:3], Ask(0, 1)
+    with pytest.raises(NoDirection, match='hx_prior makes one'): flow(ex, code, ask)
+    run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='prior', init=str(model), batch=8, kimg=.032, f_lr=.002),
+        tmp_path/'run', tiny/'classifier.safetensors', quiet=True)
+    ex.prior = Explainer.load(run.model).prior
+    edits = flow(ex, code, ask)
+    assert len(edits) == len(DEPTHS) and len(flow(ex, code, Ask(0, 1, closeness=0.))) == 1
+    assert (edits[0].whole < edits[-1].whole).all() and all(e.w.abs().max() == 0 for e in edits)   # the style stays
+    assert flow(ex, code, Ask(0, 1, hold=()))[-1].w.abs().max() > 0
+    for c in explain(ex, ex.render(code), method='flow', hold=(), p=.5):
+        assert c.method in ('flow', None) or not c.success
