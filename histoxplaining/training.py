@@ -25,8 +25,8 @@ from .metrics import Moments, frechet_distance, kid
 from .losses import alexnet_weights, perceptual
 from .distributed import average, broadcast, highest, rank, share, together, world
 from .monitoring import FeatureExtractor, alarms, probe_auc, spread
-from .translator import Asked, stepped
-from .prior import prior_terms
+from .translator import Asked, Translator, stepped
+from .prior import Prior, prior_terms
 from .training_step import ON_CODES, TrainConfig, TrainState, align_w, class_vectors, resolve, train_step
 
 __getattr__ = renamed(__name__, Yardstick='SampleMetrics', Wish='GracefulStop')   # one release long
@@ -147,6 +147,18 @@ def _begin(st, cfg, classes, start):
     if told != PixelRange() and rank() == 0:
         print(f'init: its pictures are in another range ({told}); training has to bring them to [-1, 1] first')
 
+def _beside(st, cfg):
+    "Weights of the translator or prior that lies beside the model. Raises `CheckpointError`."
+    key, kind = dict(translator=('T', Translator), prior=('F', Prior))[cfg.arch]
+    folder = Path(cfg.init)/'model' if (Path(cfg.init)/'model').is_dir() else Path(cfg.init)
+    path = folder/f'{cfg.arch}.safetensors'
+    if not path.exists(): raise CheckpointError(f'{folder}: no {path.name} to go on from')
+    donor = load_network(kind, path)
+    for net in (st.nets[key], st.ema[key]):
+        try: net.load_state_dict(donor.state_dict())
+        except RuntimeError as e:
+            raise CheckpointError(f'{path}: is of another shape ({str(e).splitlines()[-1].strip()})') from None
+
 @torch.no_grad()
 def _units(st, cfg, store):
     "Let translator or prior know what encoded tiles are like."
@@ -199,7 +211,7 @@ def _prepare(cfg, state, classifier):
         st = TrainState(cfg, len(store.classes))
     if start: _begin(st, cfg, store.classes, start)
     if state is None and cfg.feat_patch and not (start and start[0].init.get('feat_patch')): _patches(st, cfg, store)
-    if start and cfg.arch in ON_CODES: _units(st, cfg, store)
+    if start and cfg.arch in ON_CODES: _beside(st, cfg) if cfg.beside else _units(st, cfg, store)
     if state is not None:
         new = st.load_state_dict(state)
         if new and rank() == 0: print(f'not in the checkpoint, started afresh: {", ".join(new)}')

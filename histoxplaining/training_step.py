@@ -70,7 +70,8 @@ class TrainConfig:
     ae_kimg:float|None = None      # autoencoder first: no adversary for so long. StyleEx: a fifth of kimg, at most 50
     # the condition is blended in over so long after that; None: a tenth of kimg, at most 100
     warm_kimg:float|None = None
-    feat_drop:float = 1/8          # share of all pictures that are drawn without a layout code
+    # of encoded tiles, drawn without their layout code; None: 1 in 8, none where the code draws by itself
+    feat_drop:float|None = None
     feat_swap:float = 1/3          # share of encoded tiles that get another tile's layout code; samples always do
     l1_weight:float = 1.           # reconstruction, pixels
     coarse_weight:float = 5.       # reconstruction, 4x4 averages
@@ -98,6 +99,7 @@ class TrainConfig:
     pl_every:int = 4               # lazy path length
     t_lr:float = .0005             # of the translator
     f_lr:float = .0005             # of the prior
+    beside:bool = False            # translator, prior: go on from the weights of the one that lies beside the model
     far:float = .06                # translator: weight of the perceptual distance at closeness 0 ...
     near:float = .6                # ... and at closeness 1
     # translator: the classifier gives the wanted class; half of it where the discriminator is told the class
@@ -159,13 +161,14 @@ def _defaults(cfg, size, found):
     "What a setting is that was left to be decided."
     plain, enc = cfg.arch == 'stylegan2', cfg.arch != 'stylegan2'
     finer, usual = size // found.get('size', size), max(4, min(size // 4, 32))
+    patch = cfg.feat_patch if cfg.feat_patch is not None else enc and found.get('feat_patch', False)
     return dict(size=size, disc='stylegan2' if plain else 'projected', cond='labels' if plain else 'classifier',
         noise=plain, mixing=.9 if plain else 0., pl_weight=2. if plain else 0.,
         channel_base=found.get('channel_base', 16384), channel_max=found.get('channel_max', 512),
         map_layers=found.get('map_layers', 2), const_channels=found.get('const_channels'),
         feat_channels=(found.get('feat_channels') or 8) if enc else 0,
         feat_res=finer * found.get('feat_res', usual) if found.get('feat_channels') else usual,
-        feat_patch=enc and found.get('feat_patch', False),
+        feat_patch=patch, feat_drop=0. if patch else .125,
         num_fp16_res=0 if cfg.device == 'cpu' else 4, bf16=bfloat16_pays(cfg.device),
         ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100),
         r1_gamma=.0002 * size**2 / cfg.batch, ema_kimg=cfg.batch * 10 / 32, proj_res=min(2 * size, 224),

@@ -1,10 +1,11 @@
 """A prior over codes: trained like everything else, and what samples are made of where there is one."""
+import shutil
 import pytest, torch
 from histoxplaining.cli import _with_layouts, hx_prior
 from histoxplaining.explainer import Explainer
 from histoxplaining.counterfactual import explain
 from histoxplaining.features import generated
-from histoxplaining.files import HxError
+from histoxplaining.files import CheckpointError, HxError
 from histoxplaining.latents import NoDirection
 from histoxplaining.methods import DEPTHS, Ask, flow
 from histoxplaining.training import TrainConfig, train
@@ -34,6 +35,15 @@ def test_a_prior_that_was_stopped_goes_on_as_if_it_had_not_been(model, tiny, tmp
     nets = [Explainer.load(f) for f in (model, whole.model)]
     assert all(torch.equal(v, nets[1].G.state_dict()[k]) for k, v in nets[0].G.state_dict().items())
     assert any(v.abs().max() > 0 for k, v in a.items() if k.startswith('out'))
+    # from the weights that lie beside a model, in place of from nothing
+    model2 = Explainer.load(model).export(tmp_path/'given', n=8)
+    with pytest.raises(CheckpointError, match='no prior.safetensors to go on from'):
+        train(TrainConfig(kimg=.008, **kw | dict(init=str(model2), beside=True)), tmp_path/'no',
+            tiny/'classifier.safetensors', quiet=True)
+    shutil.copy(whole.model/'prior.safetensors', model2)
+    on = train(TrainConfig(kimg=.008, **kw | dict(init=str(model2), beside=True, f_lr=1e-9)), tmp_path/'on',
+        tiny/'classifier.safetensors', quiet=True)
+    assert all(torch.allclose(v, a[k], atol=1e-5) for k, v in of_prior(on.model).items())
     assert list((whole.path/'samples').glob('drawn_*.png')) and 'val_flow' in whole.read_log()[-1]
 
 
