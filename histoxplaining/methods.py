@@ -794,5 +794,5 @@ def pruned(
 # %% ../nbs/27_methods.ipynb #5e02ec59
 def methods()->dict:
     "The ways to find a counterfactual: dict name -> function `(explainer, code, ask) -> [Edit, ...]`."
-    return dict(translate=translate, flow=flow, direction=direction, gradient=gradient, prototype=prototype, amortised=amortised,
-        conditional=conditional, sefa=sefa, attfind=attfind, attfind_subset=attfind_subset)
+    return dict(translate=translate, flow=flow, direction=direction, gradient=gradient, prototype=prototype,
+        amortised=amortised, conditional=conditional, sefa=sefa, attfind=attfind, attfind_subset=attfind_subset)

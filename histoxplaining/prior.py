@@ -62,8 +62,8 @@ class Prior(nn.Module):
     @torch.no_grad()
     def measure(self, w, feat, loud=None):
         """Take the units of codes from those of tiles: w `[n, w_dim]`, feat `[n, C, side, side]`. Channels that are
-        heard more in the picture (`loud` `[C]`: what a unit of each draws) stand out more from the noise, by the root of
-        it, so that they are decided first, as the coarse comes before the fine in pictures."""
+        heard more in the picture (`loud` `[C]`: what a unit of each draws) stand out more from the noise, by the root
+        of it, so that they are decided first, as the coarse comes before the fine in pictures."""
         U, S, V = torch.linalg.svd(w - w.mean(0), full_matrices=False)
         k = min(self.styles, len(S))
         self.mean.copy_(w.mean(0)); self.axes.zero_()

@@ -414,6 +414,24 @@ def augmented(
     "Pictures as the plain discriminator gets to see them."
     return x if st.aug is None else st.aug(x, cfg.seed, name, idx)
 
+def _compared(st, cfg, dist, x, fk):
+    "Terms of encoded tiles that are compared with the tiles at their places."
+    img, n, own, t = fk['img'], fk['n'], fk['own'], {}
+    drop, swap = layout_masks(cfg, range(st.nimg, st.nimg +
+        encoded(cfg, st, cfg.batch))) if fk['feat'] is not None else (torch.zeros(1, dtype=torch.bool),) * 2
+    # of the encoded tiles of the whole batch that keep their layout
+    share = (~(drop | swap)).float().mean().item()
+    # over a part of the pictures, relative to how large that part is in the whole batch
+    def mean(mask, expected, fn):
+        i = mask.nonzero()[:, 0].to(img.device)
+        a, b = img[i], x[i]
+        return fn(a, b) * (len(a) / (n * expected)) if len(a) else img.sum() * 0
+    if share:
+        t |= {'l1': mean(own, share, lambda a, b: (a - b).abs().mean()), 'coarse': mean(own, share, coarse_l1),
+            'perceptual': mean(own, share, lambda a, b: dist(a, b).mean())}
+    if share < 1: t['style'] = mean(~own, 1 - share, style_distance)
+    return t
+
 def generator_terms(
     st,           # a `TrainState`
     cfg,          # a resolved `TrainConfig`
@@ -435,20 +453,7 @@ def generator_terms(
         fk['feats'] = st.P.features(light(img, cfg.seed, 'light-fake', idx))
         t['g_proj'] = g_hinge(st.P.logits(fk['feats'], fk.get('c', c)))
     if n:
-        drop, swap = layout_masks(cfg, range(st.nimg, st.nimg +
-            encoded(cfg, st, cfg.batch))) if fk['feat'] is not None else (torch.zeros(1, dtype=torch.bool),) * 2
-        # of the encoded tiles of the whole batch that keep their layout
-        share = (~(drop | swap)).float().mean().item()
-        own = fk['own']
-        # over a part of the pictures, relative to how large that part is in the whole batch
-        def mean(mask, expected, fn):
-            i = mask.nonzero()[:, 0].to(img.device)
-            a, b = img[i], x[i]
-            return fn(a, b) * (len(a) / (n * expected)) if len(a) else img.sum() * 0
-        if share:
-            t |= {'l1': mean(own, share, lambda a, b: (a - b).abs().mean()), 'coarse': mean(own, share, coarse_l1),
-                'perceptual': mean(own, share, lambda a, b: dist(a, b).mean())}
-        if share < 1: t['style'] = mean(~own, 1 - share, style_distance)
+        t |= _compared(st, cfg, dist, x, fk)
         if cfg.look_weight and n < len(x):
             lines = torch.randn(15, 32, generator=stream(cfg.seed, 'look', st.nimg)).to(img)
             t['look'] = sliced_wasserstein(gather(texture_statistics(img[n:])), gather(texture_statistics(x[n:])),
