@@ -129,7 +129,8 @@ class Prior(nn.Module):
         style:bool=False,          # the style too; else it stays
     ):
         """Codes as the other class would have come out of the same noise: back along the flow as what they are, and
-        forth again as what they shall be (as in editing with rectified flows: Rout et al. 2024). Returns `(w, feat)`."""
+        forth again as what they shall be (as in editing with rectified flows: Rout et al. 2024). Returns
+        `(w, feat)`."""
         u, x = self.units(w, feat)
         u, x = self._along(*self._along(u, x, c0, 1., 1. - depth, steps), c1, 1. - depth, 1., steps)
         w1, feat1 = self.codes(u, x)
