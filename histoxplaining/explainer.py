@@ -256,6 +256,8 @@ def model_folder(
 
 class Explainer:
     "Generator, encoder, classifier and a reference sample of encoded tissue."
+    translator = prior = None      # what a model need not have
+
     def __init__(self,
         G, E, classifier,        # as `checkpoints.load_model` returns them
         card:dict,               # what the model is
@@ -414,8 +416,8 @@ class Explainer:
         """Codes of tiles that do not exist. A prior draws style and layout together; without one w comes from the
         mapping network, and the layout is that of a reference tile."""
         if self.prior is None:
-            c = self._class_vectors(seeds, label) if c is None else c.to(self.device)
-            return Code(self.G.mapping(self._z(seeds), c, truncation_psi), self.layouts(seeds))
+            return Code(self.mapping(seeds, label, truncation_psi) if c is None else
+                self.G.mapping(self._z(seeds), c.to(self.device), truncation_psi), self.layouts(seeds))
         noise = torch.stack([torch.randn(self.prior.noise_dim, generator=stream(int(s), 'prior')) for s in seeds])
         c = self._class_vectors(seeds, label) if c is None else c.to(self.device)
         if c is None and self.prior.n_classes:
