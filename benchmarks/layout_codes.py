@@ -4,22 +4,22 @@ principal components of squares of pixels (`feat_patch`).
     python benchmarks/layout_codes.py STORE CLASSIFIER --work FOLDER [--kimg 2] [--seeds 0] [--only NAME ...]
         [--out FILE.json]
 
-Every code is learnt from fresh weights with the same seed, store and classifier, on one thread; measured on held-out
-tiles with the averaged networks. `linear` is the code without any network: as many principal components of
-standardised squares, mean and contrast of the tile's colours given. What exists in --work is kept. Last line: JSON with
-all rows."""
+Every code is learnt from fresh weights with the same seed, store and classifier, on one thread; measured on held-
+out tiles with the averaged networks. `linear` is the code without any network: as many principal components of
+standardised squares, mean and contrast of the tile's colours given. What exists in --work is kept, so that an
+interrupted run goes on. Last line: JSON with all rows."""
 import argparse, json
 from pathlib import Path
 import torch, torch.nn.functional as F
+from recipes import trained
+from histoxplaining.checkpoints import RunDir
 from histoxplaining.classifier import Classifier
 from histoxplaining.files import write_json
 from histoxplaining.losses import perceptual
 from histoxplaining.networks import standardised
 from histoxplaining.tiles import TileStore
-from histoxplaining.training import RunDir, TrainConfig, train
 
-SETTINGS = dict(arch='autoencoder', channel_base=2048, channel_max=128, batch=16, l1_weight=2., feat_drop=0.,
-    feat_swap=0., log_kimg=.5, snap_kimg=.5)
+SETTINGS = dict(arch='autoencoder', kl_weight=.5, kl_ramp=1/3, feat_drop=0., feat_swap=0., log_kimg=.5, snap_kimg=.5)
 
 
 def codes(size):
@@ -67,13 +67,12 @@ def main():
             print(json.dumps(rows[-1]), flush=True)
         for seed in map(int, a.seeds.split(',')):
             run = a.work/f'{name.replace(", ", "_")}_{seed}'
-            done = run.exists() and (RunDir(run).latest() or {}).get('nimg', 0) >= a.kimg * 1000
-            if not done:
-                train(TrainConfig(data=a.store, kimg=a.kimg, seed=seed, feat_res=side, feat_channels=channels,
-                    feat_patch=patch, **SETTINGS), run, clf, ckpt=run if run.exists() else None, quiet=True)
-            looks = [r for r in RunDir(run).read_log() if r.get('snapshot')]
-            rows.append(dict(code=name, seed=seed, numbers=side**2 * channels, seconds=round(max(r.get('seconds', 0)
-                for r in RunDir(run).read_log())), l1=round(looks[-1]['val_l1'], 4),
+            trained(run, a.kimg, clf, data=a.store, seed=seed, feat_res=side, feat_channels=channels,
+                feat_patch=patch, **SETTINGS)
+            log = RunDir(run).read_log()
+            looks = [r for r in log if r.get('snapshot')]
+            rows.append(dict(code=name, seed=seed, numbers=side**2 * channels,
+                seconds=round(max(r.get('seconds', 0) for r in log)), l1=round(looks[-1]['val_l1'], 4),
                 **{f'perceptual_{r["nimg"] / 1000:.1f}': round(r['val_perceptual'], 4) for r in looks if r['nimg']}))
             print(json.dumps(rows[-1]), flush=True)
     if a.out: write_json(a.out, rows)

@@ -33,7 +33,7 @@ def trained(path, kimg, clf, **kw):
     "Train, or go on; the newest state."
     state = RunDir(path).latest() if path.exists() else None
     if state is None or state['nimg'] < kimg * 1000:
-        train(TrainConfig(kimg=kimg, snap_kimg=kimg, **SETTINGS | kw), path, clf, ckpt=path if state else None)
+        train(TrainConfig(**dict(kimg=kimg, snap_kimg=kimg) | SETTINGS | kw), path, clf, ckpt=path if state else None)
         state = RunDir(path).latest()
     if state['nimg'] < kimg * 1000:
         raise SystemExit(f'{path}: stopped at {state["nimg"]} images; the same command goes on')

@@ -1,11 +1,13 @@
 """How near the pictures of a model come to held-out tiles, by how much of the tile is in the code: w alone, w and
 layout, refined codes, and edits with and without carried detail.
 
-    python benchmarks/reconstruct.py --model FOLDER [--store STORE] [--n 200] [--refine 20,100] [--out FILE.json]
+    python benchmarks/reconstruct.py --model FOLDER [--store STORE] [--n 200] [--refine 20,100] [--no_edits]
+        [--out FILE.json]
 
-ms_ssim and the perceptual distance are to the tile; dp is the change of the explained classifier's probability of the
-second class. An edit (the engine's default, p >= 0.9) is compared with the tile too: what carrying detail brings.
-Numbers in the code are counted for one tile. Last line: JSON with all rows."""
+ms_ssim and the perceptual distance are to the tile; dp is the largest change of any of the explained classifier's
+probabilities, and `same` how often it says the same class. An edit (the engine's default, p >= 0.9) is compared
+with the tile too: what carrying detail brings. Numbers in the code are counted for one tile. Last line: JSON with
+all rows."""
 
 import argparse, json, time
 import numpy as np, torch
@@ -24,15 +26,17 @@ class Table:
     "Rows of figures: pictures beside the tiles that they stand for."
     def __init__(self, ex, tiles):
         self.ex, self.tiles, self.x, self.like, self.rows = ex, tiles, from_uint8(tiles), perceptual(), []
-        self.p = ex.probabilities(tiles)[:, 1].numpy()
+        self.p = ex.probabilities(tiles).numpy()
 
     def add(self, name, pictures, seconds, numbers, some=slice(None), **more):
         y, x = from_uint8(pictures), self.x[some]
         with torch.no_grad(): far = torch.cat([self.like(u, v) for u, v in zip(x.split(64), y.split(64))])
-        s, dp = ms_ssim(x, y), np.abs(self.ex.probabilities(pictures)[:, 1].numpy() - self.p[some])
+        s, p = ms_ssim(x, y), self.ex.probabilities(pictures).numpy()
+        dp = np.abs(p - self.p[some]).max(1)
         key = 'lpips' if type(self.like).__name__ == 'LPIPS' else 'perceptual'
         self.rows.append({'name': name, 'n': len(pictures), s.record['metric']: float(s), key: float(far.mean()),
-            'dp': float(dp.mean()), 'dp_above_0.1': float((dp > .1).mean()), 'numbers': numbers, 'seconds': seconds,
+            'dp': float(dp.mean()), 'dp_above_0.1': float((dp > .1).mean()),
+            'same': float((p.argmax(1) == self.p[some].argmax(1)).mean()), 'numbers': numbers, 'seconds': seconds,
             **more})
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in self.rows[-1].items()}, flush=True)
 
@@ -84,6 +88,7 @@ def main():
     p.add_argument('--store', help="tile store; default: the model's")
     p.add_argument('--n', type=int, default=200, help='held-out tiles')
     p.add_argument('--refine', default='20,100', help="steps; '' for none")
+    p.add_argument('--no_edits', action='store_true', help='of a model that cannot explain yet')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out')
     a = p.parse_args()
@@ -92,7 +97,8 @@ def main():
     val = (TileStore(a.store) if a.store else ex.store()).val
     pick = torch.randperm(len(val), generator=stream(a.seed, 'reconstruct'))[:a.n].tolist()
     table = Table(ex, np.stack([val[i][0] for i in pick]))
-    edits(table, ex, codes(table, ex, [int(v) for v in a.refine.split(',') if v]))
+    numbers = codes(table, ex, [int(v) for v in a.refine.split(',') if v])
+    if not a.no_edits: edits(table, ex, numbers)
     out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size), n=len(pick), seed=a.seed,
         threads=1, rows=table.rows)
     if a.out: write_json(a.out, out)

@@ -448,6 +448,21 @@ def _summary(ex, s, shown, asked):
             'made': f"{time.strftime('%Y-%m-%d')}, histoxplaining {histoxplaining.__version__}",
             'terms': ex.card.get('terms', '').split(' These')[0] or 'not stated'}
 
+def _on_codes(arch, network, model, store, classifier, output, ckpt, save, said, options):
+    "Train what works on the codes of a model; with `save` its weights go into the model's folder, in float16."
+    folder = model_folder(model)
+    data = store or Explainer.load(folder).store().path
+    said = dict(data=str(data), arch=arch) | said | given(options, TrainConfig)
+    if ckpt is None: said['init'] = str(folder)
+    clf = given_classifier(classifier or folder/'classifier.safetensors', options, TileStore(data))
+    run = train(continued(said, ckpt), output or ckpt, clf, ckpt)
+    if rank(): return
+    if save:
+        net = load_network(network, run.model/f'{arch}.safetensors')
+        save_tensors(folder/f'{arch}.safetensors',
+            {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}, meta=net.init)
+    print(f'-> {run.path}')
+
 @call_parse
 @with_options(Told)
 def hx_explain(
@@ -580,16 +595,10 @@ def hx_translator(
     """Train the translator of a model, or continue one: a network that moves a tile's code to where the other class
     would be."""
     with user_errors():
-        folder = model_folder(model)
-        data = store or Explainer.load(folder).store().path
         if hold not in ('stain', 'none'): raise HxError(f"--hold {hold}: expected stain or none")
-        said = dict(data=str(data), arch='translator', kimg=kimg) | given(options, TrainConfig)
-        if ckpt is None: said['init'] = str(folder)
-        if hold == 'none': said = dict(stain_weight=0., plane_weight=0., pattern_weight=2., length_weight=.3) | said
-        clf = given_classifier(classifier or folder/'classifier.safetensors', options, TileStore(data))
-        run = train(continued(said, ckpt), output_path or ckpt, clf, ckpt)
-        if save and rank() == 0: _keep_beside(folder, Translator, run.model/'translator.safetensors')
-        if rank() == 0: print(f'-> {run.path}')
+        free = dict(stain_weight=0., plane_weight=0., pattern_weight=2., length_weight=.3) if hold == 'none' else {}
+        _on_codes('translator', Translator, model, store, classifier, output_path, ckpt, save, free | dict(kimg=kimg),
+            options)
 
 @call_parse
 @with_options(TrainConfig, Told, leave_out=('data', 'arch', 'init', 'size', 'cond', 'disc'))
@@ -605,20 +614,7 @@ def hx_prior(
     """Train the prior of a model, or continue one: a network that draws style and layout of tiles that do not exist, so
     that samples do not borrow the architecture of training tiles."""
     with user_errors():
-        folder = model_folder(model)
-        data = store or Explainer.load(folder).store().path
-        said = dict(data=str(data), arch='prior', kimg=kimg) | given(options, TrainConfig)
-        if ckpt is None: said['init'] = str(folder)
-        clf = given_classifier(folder/'classifier.safetensors', options, TileStore(data))
-        run = train(continued(said, ckpt), output_path or ckpt, clf, ckpt)
-        if save and rank() == 0: _keep_beside(folder, Prior, run.model/'prior.safetensors')
-        if rank() == 0: print(f'-> {run.path}')
-
-def _keep_beside(folder, network, path):
-    "Put a network of a run into a model's folder, weights in float16."
-    net = load_network(network, path)
-    save_tensors(folder/path.name, {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()},
-        meta=net.init)
+        _on_codes('prior', Prior, model, store, None, output_path, ckpt, save, dict(kimg=kimg), options)
 
 # %% ../nbs/37_cli.ipynb #eb86debf
 _PAGE = '''from histoxplaining.explainer import Explainer
@@ -832,13 +828,15 @@ def _class_vectors(ex, label, counts, n, seed):
     return torch.eye(ex.G.c_dim)[torch.multinomial(weight, n, replacement=True, generator=stream(seed, 'fid/classes'))]
 
 def _with_layouts(ex, seed, psi):
-    """Codes for the pictures that are measured: of the prior, or with layouts of reference tiles; None where the model
-    has no layout codes, or none to lend."""
-    if ex.G.feat_shape is None or ex.prior is None and (ex.reference is None or ex.reference.feat is None): return None
+    """Codes for the pictures that are measured, and of what they are: of the prior, or with layouts of reference tiles;
+    nothing where the model has no layout codes, or none to lend."""
+    lent = ex.reference is not None and ex.reference.feat is not None
+    if ex.G.feat_shape is None or not (ex.prior or lent): return {}
     def codes(ids, c):
         code = ex.sample([seed * 10**7 + i for i in ids], truncation_psi=psi, c=c)
         return code.w, code.feat
-    return codes
+    of = f'prior {fingerprint(ex.prior)}' if ex.prior else f'layouts of {len(ex.reference.feat)} reference tiles'
+    return dict(codes=codes, codes_of=of)
 
 @call_parse
 def hx_fid(
@@ -877,7 +875,7 @@ def hx_fid(
             cls = label or (s.about.get('class') if s.about.get('class') in ex.classes else None)
             fakes = generated(ex.G, n, c=_class_vectors(ex, cls, counts, n, seed), classes=ex.classes, seed=seed,
                 truncation_psi=truncation, noise_mode=ex.noise_mode, pixel_range=ex.pixel_range,
-                name=ex.card.get('name', p.name), codes=_with_layouts(ex, seed, truncation))
+                name=ex.card.get('name', p.name), **_with_layouts(ex, seed, truncation))
         g = feature_set(fakes, f, batch=batch)
         facts = dict(seed=seed) if ex is None else dict(seed=seed, checkpoint=p.name, nimg=ex.card.get('nimg'))
         with warnings.catch_warnings():

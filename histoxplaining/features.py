@@ -369,6 +369,7 @@ def generated(
     name:str='model',
     # `(ids, class vectors) -> (w, layout codes)`; default: w of z, and no layout codes
     codes=None,
+    codes_of:str='',             # what those are, for the record
 )->PictureSet:
     "Pictures that a generator draws. Raises `HxError`."
     if noise_mode not in ('const', 'none'):
@@ -388,8 +389,8 @@ def generated(
             for v, f in zip(w.split(32), feats)])
     model = fingerprint(G)
     about = dict(kind='model', name=name, hash=fingerprint(None, model, n, seed, truncation_psi, noise_mode,
-        None if c is None else c.numpy().tobytes()), split=None, model=model, seed=seed,
-                 history=f'drawn at {G.size} px, psi {truncation_psi:g}')
+        None if c is None else c.numpy().tobytes(), *([codes_of] if codes_of else [])), split=None, model=model,
+        seed=seed, history=f"drawn at {G.size} px, psi {truncation_psi:g}{', ' + codes_of if codes_of else ''}")
     labels = None if c is None else c.argmax(1).numpy()[np.arange(n) % len(c)]
     return PictureSet(n, read, about, labels, classes if c is not None else ())
 

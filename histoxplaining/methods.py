@@ -715,7 +715,7 @@ def _whole_step(explainer, name, dw, df, ask, **more):
     return Edit(name, w=dw / size[:, None, None], feat=None if df is None else _times(df, 1 / size),
         reach=FARTHER * whole, slope=(ask.goal + 4) / whole, whole=whole, **more)
 
-DEPTHS = (.5, .65, .8, .95)   # of `flow`: how far back towards noise, the next one where the last did not convince
+DEPTHS = (.5, .65, .8, .95)   # of `flow`: how far back towards noise; the smallest step that convinces is the answer
 
 def flow(
     explainer,  # an `Explainer`
@@ -732,13 +732,14 @@ def flow(
         if name not in explainer.classes:
             raise NoDirection(f"flow: the prior was trained for {', '.join(explainer.classes)} and not for {name}")
     if not F.n_classes: raise NoDirection('flow: the prior of this model knows no classes')
-    w, edits = code.mean, []
+    w, depths = code.mean, DEPTHS if ask.closeness else DEPTHS[-1:]
     c0, c1 = (torch.eye(F.n_classes, device=w.device)[[explainer.classes.index(name)]] for name in names)
-    for depth in DEPTHS if ask.closeness else DEPTHS[-1:]:
-        parts = [F.redrawn(w[i:i + 64], f, c0.expand(len(f), -1), c1.expand(len(f), -1), depth, style=not ask.hold)
-            for i, f in zip(range(0, len(w), 64), code.feat.split(64))]
-        dw, feat = torch.cat([p[0] for p in parts]) - w, torch.cat([p[1] for p in parts])
-        edits.append(_whole_step(explainer, f'flow at depth {depth:g}', dw[:, None], feat - code.feat, ask))
+    parts = [F.redrawn(w[i:i + 64], f, c0.expand(len(f), -1), c1.expand(len(f), -1), depths, style=not ask.hold)
+        for i, f in zip(range(0, len(w), 64), code.feat.split(64))]
+    edits = []
+    for depth, of in zip(depths, zip(*parts)):
+        w1, feat = (torch.cat(v) for v in zip(*of))
+        edits.append(_whole_step(explainer, f'flow at depth {depth:g}', (w1 - w)[:, None], feat - code.feat, ask))
     return edits
 
 # %% ../nbs/27_methods.ipynb #e14a26f5

@@ -381,8 +381,9 @@ def principal_patches(
     """Begin the short way of the layout code with the principal components of standardised squares of tissue: all
     channels but one carry a component at unit variance; the last is constant, so that little is lost when codes are
     scaled to unit size at each position."""
-    k, n = G.size // G.feat_shape[1], G.feat_shape[0] - 1
+    n = (G.feat_shape or (0,))[0] - 1
     if n < 1: raise HxError('feat_patch needs a layout code of two channels or more')
+    k = G.size // G.feat_shape[1]
     p = F.unfold(standardised(img), k, stride=k).transpose(1, 2).reshape(-1, 3 * k * k)
     U, S, _ = torch.linalg.svd(torch.cov((p - p.mean(0)).T))
     axes, sd = U[:, :n], S[:n].sqrt().clamp_min(1e-4)

@@ -124,17 +124,20 @@ class Prior(nn.Module):
     def redrawn(self,
         w, feat,                   # codes: [N, w_dim] and [N, C, side, side]
         c0, c1,                    # class vectors [N, n_classes]: what they are, and what they shall be
-        depth:float=.7,            # how far back, from 0, where nothing changes, to 1, where only noise is left
-        steps:int=12,              # in either direction
+        depths=(.7,),              # how far back, from 0, where nothing changes, to 1, where only noise is left
+        steps:int=12,              # of the whole way, in either direction
         style:bool=False,          # the style too; else it stays
-    ):
+    )->list:
         """Codes as the other class would have come out of the same noise: back along the flow as what they are, and
-        forth again as what they shall be (as in editing with rectified flows: Rout et al. 2024). Returns
-        `(w, feat)`."""
-        u, x = self.units(w, feat)
-        u, x = self._along(*self._along(u, x, c0, 1., 1. - depth, steps), c1, 1. - depth, 1., steps)
-        w1, feat1 = self.codes(u, x)
-        return w1 if style else w, feat1
+        forth again as what they shall be (as in editing with rectified flows: Rout et al. 2024). `(w, feat)` for each
+        of the depths, from shallow to deep."""
+        (u, x), t, out = self.units(w, feat), 1., []
+        for depth in sorted(depths):
+            u, x = self._along(u, x, c0, t, 1 - depth, math.ceil(steps * (t - 1 + depth)) or 1)
+            t = 1 - depth
+            w1, feat1 = self.codes(*self._along(u, x, c1, t, 1., math.ceil(steps * depth) or 1))
+            out.append((w1 if style else w, feat1))
+        return out
 
     @property
     def noise_dim(self):

@@ -75,6 +75,10 @@ def _embedding(old, known, classes):
         if c in known: out[:, i] = old[:, known.index(c)]
     return out
 
+def _other_code(mine, theirs):
+    "Whether networks of these arguments have layout codes that mean different things."
+    return any(mine.get(k, False) != theirs.get(k, False) for k in ('feat_res', 'feat_patch'))
+
 @torch.no_grad()
 def transplant(
     net, donor,              # networks of the same kind; `net` is changed
@@ -84,7 +88,7 @@ def transplant(
     """Copy a donor's weights; from half the size, the new finest block begins silent. Returns the names that it did
     not have. Raises `CheckpointError` for one that has another shape."""
     mine, theirs, fresh, growing = net.state_dict(), donor.state_dict(), [], net.size == 2 * donor.size
-    other = any(net.init.get(k, False) != donor.init.get(k, False) for k in ('feat_res', 'feat_patch'))
+    other = _other_code(net.init, donor.init)
     if net.size not in (donor.size, 2 * donor.size):
         raise CheckpointError(f'{what}: the weights to start from draw {donor.size} px, the tiles have {net.size}: '
             f'expected a model of {net.size} px, or of {net.size // 2} px to grow from')
@@ -96,7 +100,7 @@ def transplant(
             w = torch.cat([w * math.sqrt(v.shape[1] / w.shape[1]), v.new_zeros(len(v), v.shape[1] - w.shape[1])], 1)
         if w is None: fresh.append(k)
         # another layout code has to be learnt anew
-        elif k.split('.')[-2] == 'layout' and other: fresh.append(k)
+        elif other and {'layout', 'layout_torgb', 'patch'} & set(k.split('.')): fresh.append(k)
         elif w.shape != v.shape:
             raise CheckpointError(f'{what}.{k}: {list(v.shape)} in this configuration, {list(w.shape)} in the weights '
                 f'to start from; leave channel_base, channel_max, map_layers and feat_channels to them')
@@ -165,7 +169,7 @@ def _units(st, cfg, store):
     x = store.train.tensors(torch.randperm(len(store.train), generator=stream(cfg.seed, 'units'))[:1024].tolist())[0]
     w, feat = (torch.cat(v) for v in zip(*(st.E.encode(b.to(cfg.device)) for b in x.split(64))))
     if st.T is not None:
-        for T in (st.T, st.ema['T']): T.measure(w[:, 0], feat)
+        for T in (st.T, st.ema['T']): T.measure(w[:, 0], feat if cfg.feat_patch else None)
     if st.F is not None:
         draw = getattr(st.G.synthesis, 'layout_torgb', None)
         loud = None if draw is None else draw.weight[:, :, 0, 0].norm(dim=0)
@@ -210,7 +214,8 @@ def _prepare(cfg, state, classifier):
         torch.manual_seed(cfg.seed)                                    # initial weights
         st = TrainState(cfg, len(store.classes))
     if start: _begin(st, cfg, store.classes, start)
-    if state is None and cfg.feat_patch and not (start and start[0].init.get('feat_patch')): _patches(st, cfg, store)
+    if state is None and cfg.feat_patch and not (start and not _other_code(st.G.init, start[0].init)):
+        _patches(st, cfg, store)
     if start and cfg.arch in ON_CODES: _beside(st, cfg) if cfg.beside else _units(st, cfg, store)
     if state is not None:
         new = st.load_state_dict(state)

@@ -155,6 +155,11 @@ def _check(cfg, size, found):
     side = (found or {}).get('size', size)
     _must(side in (size, size // 2), f"init: its pictures have {side} px, the tiles of {cfg.data} {size}: expected a "
         f"model of {size} px, or of {size // 2} px to grow from")
+    _must(not (cfg.feat_patch and cfg.arch == 'stylegan2'), 'feat_patch: stylegan2 has no layout code')
+    if cfg.arch in ON_CODES:
+        for k in ('feat_channels', 'feat_res', 'feat_patch'):
+            _must(getattr(cfg, k) in (None, (found or {}).get(k, getattr(cfg, k))),
+                f'{k} {getattr(cfg, k)}: a {cfg.arch} takes the codes of its model as they are; leave it out')
     _must(0.5 <= cfg.sure < 1, f'sure {cfg.sure}: expected a probability from 0.5 to below 1')
 
 def _defaults(cfg, size, found):
@@ -243,9 +248,10 @@ class TrainState:
             if k not in self.nets or not any(p.requires_grad for p in self.nets[k].parameters()): continue
             r = every / (every + 1) if every else 1
             self.rates[k] = lr * r
-            # no momentum in a game of two; what learns on frozen networks has some
+            # none in a game of two, but where a translator has to learn a picture-to-picture map
+            momentum = .9 if k == 'F' or k == 'T' and cfg.feat_patch else 0.
             self.opts[k] = torch.optim.Adam([p for p in self.nets[k].parameters() if p.requires_grad], lr=lr * r,
-                betas=(.9 if k in 'TF' else 0., .99**r), eps=1e-8, fused=True)
+                betas=(momentum, .99**r), eps=1e-8, fused=True)
         self.ada = AdaptiveP(cfg.ada_target, cfg.ada_kimg) if cfg.aug == 'ada' else None
         self.aug = Augment(cfg.aug_pipe, cfg.aug_p if self.ada is None else self.ada) if cfg.aug != 'none' else None
         self.pl_mean = torch.zeros([], device=cfg.device)

@@ -3,7 +3,6 @@ import shutil
 import pytest, torch
 from histoxplaining.cli import _with_layouts, hx_prior
 from histoxplaining.explainer import Explainer
-from histoxplaining.counterfactual import explain
 from histoxplaining.features import generated
 from histoxplaining.files import CheckpointError, HxError
 from histoxplaining.latents import NoDirection
@@ -52,18 +51,22 @@ def test_what_a_model_draws_has_a_layout_and_with_a_prior_its_own(model, tiny, t
     lent = Explainer.load(model)
     c = torch.eye(2)
     pictures = lambda ex, **kw: generated(ex.G, 6, c=c, noise_mode=ex.noise_mode, seed=1, **kw).read(range(6))
-    plain, borrowed = pictures(lent), pictures(lent, codes=_with_layouts(lent, 1, 1.))
+    plain, borrowed = pictures(lent), pictures(lent, **_with_layouts(lent, 1, 1.))
     assert borrowed.shape == plain.shape and (borrowed != plain).any(axis=(1, 2, 3)).all()
     assert (lent.sample([5, 6]).feat[:, None] == lent.reference.feat).flatten(2).all(2).any(1).all()
     hx_prior(str(model), store=str(tiny/'tiles.lmdb'), kimg=.016, batch=8, output_path=str(tmp_path/'run'), save=True)
     own = Explainer.load(model)
     drawn = own.sample([5, 6])
+    about = [generated(ex.G, 6, c=c, seed=1, **kw).about for ex, kw in ((lent, {}), (lent, _with_layouts(lent, 1, 1.)),
+        (own, _with_layouts(own, 1, 1.)))]
+    assert len({a['hash'] for a in about}) == 3
+    assert 'reference tiles' in about[1]['history'] and 'prior' in about[2]['history']
     assert not (drawn.feat[:, None] == own.reference.feat).flatten(2).all(2).any()
     assert torch.allclose(drawn.feat.square().mean(1), torch.ones(2, 4, 4), atol=1e-4)
     # a seed is a tile, whatever stands beside it, and a class makes a difference
     assert torch.allclose(own.sample([6]).feat, drawn[1].feat, atol=1e-4)
     assert (own.sample([5], 'benign').w - own.sample([5], 'tumour').w).abs().max() > 0
-    assert (pictures(own, codes=_with_layouts(own, 1, 1.)) != borrowed).any()
+    assert (pictures(own, **_with_layouts(own, 1, 1.)) != borrowed).any()
     (model/'prior.safetensors').unlink()
 
 
@@ -77,9 +80,19 @@ def test_a_prior_needs_layout_codes_and_noise_of_its_size(model, tiny, tmp_path)
         train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='prior'), tmp_path/'y', tiny/'classifier.safetensors')
 
 
+def test_codes_are_taken_as_they_are(model, tiny, tmp_path):
+    for arch in ('prior', 'translator'):
+        with pytest.raises(HxError, match=f'feat_res 8: a {arch} takes the codes of its model as they are'):
+            train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch=arch, init=str(model), feat_res=8, batch=8),
+                tmp_path/'z', tiny/'classifier.safetensors', quiet=True)
+    with pytest.raises(HxError, match='stylegan2 has no layout code'):
+        train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='stylegan2', feat_patch=True, batch=8), tmp_path/'z',
+            quiet=True)
+
+
 def test_flow_proposes_whole_steps_that_grow_with_depth_and_needs_a_prior(model, tiny, tmp_path):
     ex = Explainer.load(model)
-    code, ask = ex.reference.code[:3], Ask(0, 1)
+    code, ask = ex.code(ex.render(ex.reference.code[:3])), Ask(0, 1)
     with pytest.raises(NoDirection, match='hx_prior makes one'): flow(ex, code, ask)
     run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='prior', init=str(model), batch=8, kimg=.032, f_lr=.002),
         tmp_path/'run', tiny/'classifier.safetensors', quiet=True)
@@ -88,5 +101,9 @@ def test_flow_proposes_whole_steps_that_grow_with_depth_and_needs_a_prior(model,
     assert len(edits) == len(DEPTHS) and len(flow(ex, code, Ask(0, 1, closeness=0.))) == 1
     assert (edits[0].whole < edits[-1].whole).all() and all(e.w.abs().max() == 0 for e in edits)   # the style stays
     assert flow(ex, code, Ask(0, 1, hold=()))[-1].w.abs().max() > 0
-    for c in explain(ex, ex.render(code), method='flow', hold=(), p=.5):
-        assert c.method in ('flow', None) or not c.success
+    # at the end of the whole step stands the code that the prior drew
+    c = torch.eye(2)
+    (w, feat), = ex.prior.redrawn(code.mean, code.feat, c[[0] * 3], c[[1] * 3], DEPTHS[-1:])
+    [e] = flow(ex, code, Ask(0, 1, closeness=0.))
+    there = code.feat + e.feat * torch.tensor(e.whole)[:, None, None, None]
+    assert torch.allclose(there, feat, atol=1e-4) and (feat - code.feat).abs().max() > 1e-3
