@@ -10,7 +10,7 @@ discriminator."""
 import argparse, json, statistics, time
 import torch
 from histoxplaining.augmentation import PIPES, Augment
-from train import unit_seconds
+from train import unit
 
 
 def milliseconds(f, runs):
@@ -31,7 +31,7 @@ def main():
     torch.set_num_threads(a.threads)
     runs = 7 if a.quick else 25
     x = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 1.8 - .9
-    leaf, ms, before = x.clone().requires_grad_(), {}, unit_seconds(runs)
+    leaf, ms, before = x.clone().requires_grad_(), {}, unit(runs)[0]
 
     def r1(aug, i):
         g, = torch.autograd.grad(aug(leaf, 0, 'b', i).square().sum(), leaf, create_graph=True)
@@ -46,9 +46,9 @@ def main():
                 for f in (lambda i: aug(x, 0, 'b', i), lambda i: torch.autograd.grad(aug(leaf, 0, 'b', i).sum(), leaf),
                 lambda i: r1(aug, i))]
         print(f'{name:8s}' + ''.join(f'{t:16.1f}{f:8.1f}{r:8.1f}' for t, f, r in ms[name].values()))
-    unit = (before + unit_seconds(runs)) / 2
-    print(json.dumps({'unit_ms': round(1000 * unit, 1), 'ms': ms,
-        'share': {k: round(sum(v[.6][:2]) / 1000 / unit, 3) for k, v in ms.items()}}))
+    work = (before + unit(runs)[0]) / 2
+    print(json.dumps({'unit_ms': round(1000 * work, 1), 'ms': ms,
+        'share': {k: round(sum(v[.6][:2]) / 1000 / work, 3) for k, v in ms.items()}}))
 
 
 if __name__ == '__main__': main()

@@ -161,13 +161,15 @@ def save_model(
     D:Discriminator|None=None, # discriminator; nothing here reads it, who converts a checkpoint may want to keep it
     T=None,                   # translator
     F=None,                   # prior
+    C=None,                   # composer
 ):
     "Write a model folder beside its place, then move it there: what existed stays until the new one is complete."
     folder = Path(folder)
     tmp, old = (folder.with_name(f'.{folder.name}.{os.getpid()}.{s}') for s in ('tmp', 'old'))
     shutil.rmtree(tmp, ignore_errors=True)
     try:
-        for name, net in (('generator', G), ('encoder', E), ('discriminator', D), ('translator', T), ('prior', F)):
+        nets = dict(generator=G, encoder=E, discriminator=D, translator=T, prior=F, composer=C)
+        for name, net in nets.items():
             if net is None: continue
             sd = {k: v.half() if half and v.is_floating_point() else v for k, v in net.state_dict().items()}
             save_tensors(tmp/f'{name}.safetensors', sd, meta=net.init)

@@ -500,6 +500,14 @@ def _divided(path, source, labels, classes, groups, pseudo, val, seed, split_by)
         by, split = _other_split(path, e, by, labels, classes, val, seed, pseudo)
         return split, by
 
+def _as_in(like, names):
+    "Which tiles another store of the same pictures holds out, and by what it was divided. Raises `DataError`."
+    other = TileStore(like)
+    held = dict(zip(other.names, other._split))
+    lost = [n for n in names if n not in held]
+    if lost: raise DataError(f'{like}: {len(lost)} of {len(names)} tiles are not in it, such as {lost[0]}')
+    return np.array([held[n] for n in names], np.uint8), other.manifest['split_by']
+
 def _loss(records, n, encoding):
     "What the manifest says of a compact store."
     if encoding == 'png': return {}
@@ -546,6 +554,7 @@ def create(cls:TileStore,
     min_tissue:float=0.,   # leave out tiles with a smaller share of tissue
     encoding:str='png',    # of the tiles inside: 'png', 'webp' (no loss, a third smaller) or 'jpeg' (quality 95)
     near:int|None=None,    # keep pictures together whose difference hashes (64 bits) differ in at most so many bits
+    like=None,             # another store of the same pictures, of another size perhaps: what it holds out is held out
 )->TileStore:
     """Make a tile store. Raises `DataError`; a failed build leaves `path` as it was, an interrupted one is finished
     by the same call."""
@@ -568,7 +577,8 @@ def create(cls:TileStore,
         ids, groups = (None, None) if groups is None else np.unique(groups, return_inverse=True)
         twice = copies(records)
         if near is not None: twice += alike([h for r in records for h in r.get('dhash', [0] * len(r['tiles']))], near)
-        split, by = _divided(path, source, labels, manifest['classes'], groups, pseudo, val, seed, split_by)
+        split, by = _as_in(like, names) if like else _divided(path, source, labels, manifest['classes'], groups, pseudo,
+            val, seed, split_by)
         for v in twice: split[v] = split[v[0]]                             # copies of a picture stay together
         manifest |= dict(bare=[n for r in records for n in r.get('bare', ())], copies=sum(len(v) - 1 for v in twice),
             val=val, seed=seed, split_by=by, groups=None if ids is None else ids.tolist())

@@ -1,0 +1,120 @@
+"""Answers at the model's size and at the tile's own: do they hold, do others agree, do they look like the other class?
+
+    python benchmarks/native.py MODEL STORE [--oracle FILE] [--composer FILE] [--n 200] [--picture F.jpg] [--out F.json]
+
+STORE holds tiles of four times the model's size; those that it holds out are explained, n a class. Rows: the answer at
+the model's size; the same enlarged; composed; and, for each of the last two, the tile redrawn without any edit, beside
+which the edit has to be seen. Kernel distance on Lite0 features at 224 px, to held-in tiles of the new class and, for
+unedited pictures, of their own. The last line is JSON."""
+import argparse, json, time
+from collections import Counter
+import numpy as np
+from PIL import Image
+
+from histoxplaining.checkpoints import load_network
+from histoxplaining.classifier import Classifier
+from histoxplaining.composer import FACTOR, Composer
+from histoxplaining.counterfactual import explain
+from histoxplaining.evaluation import Pairs, measure
+from histoxplaining.explainer import Explainer
+from histoxplaining.features import features
+from histoxplaining.files import write_json
+from histoxplaining.images import grid
+from histoxplaining.metrics import FeatureSet, kid
+from histoxplaining.tiles import TileStore
+
+SHOWN = ('answered', 'flip_0.9', 'flip_0.9_views', 'flip_0.9_jpeg', 'oracle_says_target', 'oracle', 'area')
+
+
+def held_out(store, n):
+    "So many held-out tiles of each class, evenly."
+    val, some = store.val, []
+    for k in range(len(val.classes)):
+        of = np.flatnonzero(np.asarray(val.labels) == k)
+        some += of[np.linspace(0, len(of) - 1, min(n, len(of))).astype(int)].tolist()
+    return [val[i][0] for i in some]
+
+
+def sized(pictures, side):
+    "Pictures of one size, as an image viewer shows them."
+    return np.stack([p if len(p) == side else np.asarray(Image.fromarray(p).resize((side, side), Image.BICUBIC))
+        for p in pictures])
+
+
+def pairs_of(cfs, name, side):
+    "Results as pairs of one size."
+    asked = [c for c in cfs if c.source != c.target]
+    index = asked[0].classes.index
+    return Pairs(name, tuple(asked[0].classes), sized([c.original for c in asked], side),
+        sized([c.counterfactual if c.success else c.reconstruction for c in asked], side),
+        *(np.array([index(getattr(c, k)) for c in asked]) for k in ('source', 'target')),
+        np.array([c.success for c in asked]), sized([c.reconstruction for c in asked], side),
+        [c.reason for c in asked])
+
+
+def distances(pairs, real, f, cache={}):
+    "Kernel distance of counterfactuals to real tiles of the new class, and of starts to those of the old, by target."
+    out = {}
+    labels = np.asarray(real.labels)
+    for t in sorted(set(pairs.target.tolist())):
+        ok = pairs.found & (pairs.target == t)
+        for name, pictures, c in (('new', pairs.counterfactual, t), ('old', pairs.start, int(pairs.source[ok][0]))):
+            if c not in cache:
+                pick = np.flatnonzero(labels == c)[:1000]
+                cache[c] = FeatureSet(f(np.stack([real[int(i)][0] for i in pick])), f)
+            out[f'{name}/{pairs.classes[t]}'] = float(kid(cache[c], FeatureSet(f(pictures[ok]), f), subsets=50))
+    return out
+
+
+def row(name, pairs, ex, oracle, store, f, seconds):
+    found = measure(pairs, ex.classifier, oracle=oracle, held=store.val, boots=1)
+    out = dict(name=name, n=len(pairs), seconds=seconds, **{m.record['metric']: float(m) for m in found
+        if m.record['metric'] in SHOWN}, **distances(pairs, store.train, f))
+    print({k: round(v, 3) if isinstance(v, float) else v for k, v in out.items()}, flush=True)
+    return out
+
+
+def picture(path, tiles, cfs, n=8, side=160):
+    "Tile, its counterfactual at the model's size, the tile redrawn, the answer: a row each, both directions."
+    rows = []
+    for source in sorted({c.source for c in cfs}):
+        some = [i for i, c in enumerate(cfs) if c.source == source and c.success]
+        some = [some[i] for i in np.linspace(0, len(some) - 1, min(n, len(some))).astype(int)]
+        small = [cfs[i].small for i in some]
+        for v in ([tiles[i] for i in some], small, [cfs[i].reconstruction for i in some],
+                [cfs[i].counterfactual for i in some]):
+            rows.append(np.stack([np.asarray(Image.fromarray(p).resize((side, side), Image.LANCZOS)) for p in v]))
+    Image.fromarray(grid(np.concatenate(rows), n)).save(path, quality=88)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('model'); p.add_argument('store')
+    p.add_argument('--oracle', help='a classifier of another architecture')
+    p.add_argument('--composer', help="its weights, in place of the model's own")
+    p.add_argument('--n', type=int, default=200, help='tiles per class')
+    p.add_argument('--views', type=int, default=1)
+    p.add_argument('--picture'); p.add_argument('--out')
+    a = p.parse_args()
+    ex, store = Explainer.open(a.model), TileStore(a.store)
+    if a.composer: ex.composer = load_network(Composer, a.composer)
+    oracle, f = Classifier.load(a.oracle).frozen() if a.oracle else None, features('lite0', size=224)
+    tiles, rows, took, seconds = held_out(store, a.n), [], {}, {}
+    for native in (False, True):
+        begin = time.perf_counter()
+        took[native] = explain(ex, tiles, native=native, views=a.views)
+        seconds[native] = (time.perf_counter() - begin) / len(tiles)
+    for name, native, side in (("model's size", False, ex.size), ('enlarged', False, FACTOR * ex.size),
+            ('composed', True, FACTOR * ex.size)):
+        rows.append(row(name, pairs_of(took[native], name, side), ex, oracle, store, f, seconds[native]))
+    reasons = Counter(c.reason.code for c in took[True] if not c.success and c.source != c.target)
+    print('without an answer, composed:', dict(reasons))
+    if a.picture:
+        for c, s in zip(took[True], took[False]): c.small = s.counterfactual
+        picture(a.picture, tiles, took[True])
+    out = dict(rows=rows, reasons=dict(reasons), nimg=ex.card.get('nimg'), n=len(tiles))
+    if a.out: write_json(a.out, out)
+    print(json.dumps({r['name']: {k: round(v, 4) for k, v in r.items() if isinstance(v, float)} for r in rows}))
+
+
+if __name__ == '__main__': main()
