@@ -4,7 +4,7 @@ writes it to _docs.
 nbdev prepares the notebooks, smalldocs renders them. What is done here beside calling them: the order of the sidebar,
 links between rooms that stay in this copy of the site, formulas as MathML (so that the pages need no network), and a
 text for every picture that has none. Not through nbdev_proc_nbs, which without Quarto tries to install it."""
-import os, re, shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 from bs4 import BeautifulSoup
@@ -33,6 +33,16 @@ def sidebar(nbs):
         + ''.join(f'      - section: {s}\n        contents:\n' +
             ''.join(entry(t, f'tutorials/{n}.ipynb') for n, t in pages.items()) for s, pages in PAGES.items())
         + parts)
+
+
+def whole_sentences(nb):
+    "nbdev sets the first line of a docstring in italics, and a sentence is often longer than a line: set it whole."
+    def whole(m): return f"*{m[1]} {' '.join(m[2].split())}*" + chr(10)
+    for cell in nb['cells']:
+        for out in cell.get('outputs', []):
+            text = ''.join(out.get('data', {}).get('text/markdown', ''))
+            if '```python' in text:
+                out['data']['text/markdown'] = re.sub(r'(?m)^\*(?![\s*])(.+)\*\n((?:[^\n|#`].*\n?)+)', whole, text)
 
 
 def mathml(soup):
@@ -82,6 +92,10 @@ def build():
     Path('nbs/sidebar.yml').write_text(sidebar(Path('nbs')), encoding='utf-8')
     proc_nbs(n_workers=0)
     shutil.copy('nbs/sidebar.yml', '_proc/sidebar.yml')
+    for path in Path('_proc').rglob('*.ipynb'):
+        nb = json.loads(path.read_text(encoding='utf-8'))
+        whole_sentences(nb)
+        path.write_text(json.dumps(nb), encoding='utf-8')
     done = subprocess.run([Path(sys.executable).parent/'smalldocs', 'render'], cwd='_proc', capture_output=True,
         text=True)
     quiet = ('output-file is not read', 'commonmark is not built', 'keep-md is ignored')

@@ -367,7 +367,7 @@ def _facts(cf)->dict:
     kept = getattr(cf, 'kept', None)
     return ({} if kept is None else {'left of the step': f'{kept.mean():.0%}'}) | {
             'size at p = 0.5': _size(cf.p_half), 'haematoxylin (OD)': shift['H'], 'eosin (OD)': shift['E'],
-            'area changed': f'{cf.area:.0%}' if math.isfinite(cf.area) else '–', 'tile': f'{w} × {h} px',
+            'area changed': f'{cf.area:.0%}' if math.isfinite(cf.area) else '–', 'picture': f'{w} × {h} px',
                 'time': _time(cf.seconds)}
 
 def class_mark(
@@ -400,7 +400,7 @@ def _changed(cf, limit)->str:
     if not cf.success: return ''
     alt = f'Change from the reconstruction to the counterfactual of {cf.name}'
     key = _img(data_uri(scale_bar()), 'from less stain, blue, to more stain, orange')
-    return (f'<figure class="change"><div class="pic">{_img(data_uri(change_maps(cf, limit)[-1]), alt, "map")}</div>'
+    return (f'<figure class="change"><div class="pic">{_img(_map_uri(change_maps(cf, limit)[-1]), alt, "map")}</div>'
         f'<figcaption><span class="t">Change</span><span class="key">{key}</span></figcaption></figure>')
 
 _COMPARE = ('<div class="compare"><button type="button" title="hold to see the reconstruction">Blink</button>'
@@ -485,6 +485,9 @@ def _all_numbers(cfs)->str:
 # %% ../nbs/34_report.ipynb #6644bf2f
 _DATA = files('histoxplaining')/'data'
 _CSS, _JS, _PAGE = ((_DATA/f'report.{kind}').read_text(encoding='utf-8') for kind in ('css', 'js', 'html'))
+_REDRAWN = ('<b>Redrawn</b> pictures have the size of the tile. Where nothing changed they are the tile itself; where '
+    'something did, a network drew them in fine detail, after the reconstruction and after the edit. What it invents it '
+    'invents in both: compare them with each other. ')
 
 # %% ../nbs/34_report.ipynb #9a5d18bd
 def write_report(
@@ -504,6 +507,7 @@ def write_report(
     limit = colour_limit(cards)
     paragraphs = ''.join(f'<p class="note">{escape(t.strip())}</p>' for t in notes.split('\n\n') if t.strip())
     page = Template(_PAGE).substitute(title=escape(title), question=escape(_question(cfs)), css=_CSS, js=_JS,
+        redrawn=_REDRAWN if any(getattr(c, 'native', False) for c in cards) else '',
         hash=base64.b64encode(hashlib.sha256(_JS.encode()).digest()).decode(),
         numbers=_numbers(cfs), summary=f'<h2>Model and data</h2><div class="summary">{_table(summary.items())}</div>'
             if summary else '',

@@ -1,5 +1,5 @@
 """The explorer in a real JupyterLab in a real browser: the slider moves, and picture, probability and curve follow."""
-import os, re, shutil, socket, subprocess, sys, time, urllib.request
+import contextlib, os, re, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import nbformat, pytest
 from histoxplaining.training import TrainConfig, train
@@ -18,17 +18,11 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope='module')
-def lab(tiny, tmp_path_factory):
-    "A JupyterLab with one notebook that shows an explorer: its address."
+@contextlib.contextmanager
+def jupyterlab(root, code):
+    "A JupyterLab with one notebook of one cell: its address."
     pytest.importorskip('jupyterlab', reason='jupyterlab is not installed')
-    root = tmp_path_factory.mktemp('lab')
-    train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='autoencoder', kimg=.016, batch=8, channel_base=256,
-        channel_max=16), root/'run', tiny/'classifier.safetensors', quiet=True)
-    cell = nbformat.v4.new_code_cell(f'from histoxplaining.explainer import Explainer\nfrom histoxplaining.explorer '
-        f'import Explorer\ne = Explorer(Explainer.from_run({str(root/"run")!r}), hold=(), p=.5)\n'
-        'next(i for i in range(len(e.tiles)) if e.select(tile=i) and e.slider.max > 1)   # one that has a path\ne')
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell],
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)],
         metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))),
         root/'explorer.ipynb')
     with socket.socket() as s:
@@ -51,13 +45,30 @@ def lab(tiny, tmp_path_factory):
         server.terminate(); server.wait(20)
 
 
+def run_cell(page):
+    "Run the one cell of the notebook."
+    page.locator('.jp-CodeCell .cm-content').first.click()
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
+    page.keyboard.press('Shift+Enter')
+
+
+@pytest.fixture(scope='module')
+def lab(tiny, tmp_path_factory):
+    "A notebook with an explorer of a model that has no translator."
+    root = tmp_path_factory.mktemp('lab')
+    train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='autoencoder', kimg=.016, batch=8, channel_base=256,
+        channel_max=16), root/'run', tiny/'classifier.safetensors', quiet=True)
+    with jupyterlab(root, 'from histoxplaining import Explainer, Explorer\n'
+        f'e = Explorer(Explainer.from_run({str(root/"run")!r}), hold=(), p=.5)\n'
+        'next(i for i in range(len(e.tiles)) if e.select(tile=i) and e.slider.max > 1)   # one that has a path\n'
+        'e') as url: yield url
+
+
 def test_the_picture_follows_the_slider(chromium, lab):
     page = chromium.new_page(viewport=dict(width=1400, height=950))
     page.set_default_timeout(SECONDS)
     page.goto(lab)
-    page.locator('.jp-CodeCell .cm-content').first.click()
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
-    page.keyboard.press('Shift+Enter')
+    run_cell(page)
     edited, size = page.locator('.hx-explorer img').nth(2), page.get_by_text('size of the edit').first
     edited.wait_for()
     handle = page.locator('.hx-explorer .noUi-handle').nth(1)
@@ -177,16 +188,20 @@ def test_a_study_from_the_first_to_the_last_question(chromium, tmp_path):
     context.close()
 
 
-@pytest.fixture(scope='module')
-def application(tmp_path_factory):
-    "hx_explore on the packaged model: its address."
+@pytest.fixture(scope='module', params=['hx_explore', 'JupyterLab'])
+def application(request, tmp_path_factory):
+    "The explorer of the packaged model, as a page of its own and in JupyterLab: where it is, its address, its folder."
+    root = tmp_path_factory.mktemp('reader')
+    if request.param == 'JupyterLab':
+        with jupyterlab(root, 'from histoxplaining import Explainer, Explorer\n'
+            "Explorer(Explainer.from_pretrained('colon-64'))") as url: yield request.param, url, root
+        return
     pytest.importorskip('voila', reason='voila is not installed')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     server = subprocess.Popen([Path(sys.executable).with_name('hx_explore'), 'colon-64', '--no_browser',
-        '--port', str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        cwd=tmp_path_factory.mktemp('reader'))
-    yield server.stdout.readline().split()[0]
+        '--port', str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root)
+    yield request.param, server.stdout.readline().split()[0], root
     server.terminate()
     assert server.wait(30) == 0
 
@@ -199,7 +214,7 @@ def picture(page, k):
 
 @pytest.fixture
 def page(chromium, application, tmp_path):
-    "The explorer as a page of its own, with a picture of the reader's own."
+    "The explorer, with a picture of the reader's own."
     from histoxplaining.synthetic import synthetic_tiles
     from histoxplaining.images import write_png
     page = chromium.new_page(viewport=dict(width=1400, height=900))
@@ -209,7 +224,9 @@ def page(chromium, application, tmp_path):
     errors = []
     page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
     page.on('pageerror', lambda e: errors.append(str(e)))
-    page.goto(application)
+    where, url, page.folder = application
+    page.goto(url)
+    if where == 'JupyterLab': run_cell(page)
     page.locator('.hx-explorer img').first.wait_for()
     page.get_by_text('makes it say').wait_for()
     before = picture(page, 0)
@@ -273,7 +290,7 @@ def test_the_divider_and_the_attributes_of_the_page(page):
     assert picture(page, 2) != edited
 
 
-def test_another_target_is_asked_for_and_the_answer_is_saved(page, tmp_path_factory):
+def test_another_target_is_asked_for_and_the_answer_is_saved(page):
     now = page.get_by_text('It says').first.locator('.cls').first.inner_text().strip()
     other = next(c for c in ('healthy', 'adenocarcinoma') if c != now)
     page.locator('.widget-dropdown', has_text='ask for').locator('select').select_option(now)
@@ -285,9 +302,10 @@ def test_another_target_is_asked_for_and_the_answer_is_saved(page, tmp_path_fact
             'select').select_option(kind)
         ending = kind.split('(')[1][:-1].lower()
         page.get_by_text(f'Saved as explanation_mine_{other}.{ending}').wait_for()
-    saved = sorted(p.name for p in next(tmp_path_factory.getbasetemp().glob('reader*')).iterdir())
+    saved = sorted(p.name for p in page.folder.glob('explanation_*'))
     assert saved == [f'explanation_mine_{other}.{k}' for k in ('html', 'json', 'png')]
 
 
 def test_the_page_asks_nothing_of_anybody_else(page):
-    assert [u for u in page.asked if not u.startswith(('http://localhost', 'data:', 'blob:', 'ws://localhost'))] == []
+    here = ('http://localhost', 'http://127.0.0.1', 'data:', 'blob:', 'ws://localhost', 'ws://127.0.0.1')
+    assert [u for u in page.asked if not u.startswith(here)] == []
