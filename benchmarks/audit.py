@@ -27,7 +27,7 @@ from histoxplaining.counterfactual import explain
 from histoxplaining.explainer import Explainer
 from histoxplaining.files import HxError, write_json
 from histoxplaining.images import from_uint8, to_uint8, write_png
-from histoxplaining.metrics import _plain
+from histoxplaining.measured import plain
 from histoxplaining.synthetic import CLASSES, FACTORS, draw_factors, relative_factors, render, synthetic_tiles
 from histoxplaining.tiles import TileStore
 from histoxplaining.training import TrainConfig, train
@@ -147,7 +147,7 @@ def audits(a, ex, clfs, translators, reader, out, say):
                     seed=1000 + a.seed)
             except HxError as e: out['failed'][f'{m}, {k}'] = str(e); print(e); continue
             print(table.table())
-            out['audits'] += [dict(method=m, classifier=k, **{x: _plain(r.record).get(x) for x in ('metric', 'class',
+            out['audits'] += [dict(method=m, classifier=k, **{x: plain(r.record).get(x) for x in ('metric', 'class',
                 'value', 'interval', 'verdict', 'answered', 'cause', 'p', 'reader_r', 'unread')}) for r in table]
 
 
@@ -159,7 +159,7 @@ def together(a, root, run, ex, stores, clf, reader, out):
         table = audit(ex, 'gland', n=a.n, method='translate', p=.99, reader=reader, readable=-1, question=question,
             closeness=closeness, seed=1000 + a.seed)
         print(f'{question}, closeness {closeness:g}\n{table.table()}')
-        out['together'] += [dict(question=question, closeness=closeness, **{x: _plain(r.record).get(x)
+        out['together'] += [dict(question=question, closeness=closeness, **{x: plain(r.record).get(x)
             for x in ('metric', 'class', 'value', 'interval', 'answered')}) for r in table]
     if a.figure: picture(ex, a.figure)
 
@@ -192,7 +192,7 @@ def sanity(root, ex, stores, clfs, out):
             try: found.append(edit_similarity(ex, some, None, other))
             except HxError as e: out['failed'][f'sanity, {name}'] = str(e)
         if found:
-            out['sanity'][name] = {k: v for k, v in _plain(found[0].record).items()
+            out['sanity'][name] = {k: v for k, v in plain(found[0].record).items()
                 if k != 'interval'} | dict(value=float(np.mean(found)), each=[float(v) for v in found])
     print({k: round(v['value'], 3) for k, v in out['sanity'].items()})
 
@@ -218,7 +218,7 @@ def main():
     say('shortcuts')
     for k, clf in clfs.items():
         table = shortcut_report(clf, stores['both'].val, explainer=ex, name=k, seed=a.seed)
-        out['shortcuts'] += [_plain(m.record) for m in table]
+        out['shortcuts'] += [plain(m.record) for m in table]
         print(table.table())
     out['seconds'] = round(time.time() - begin)
     if a.out: write_json(a.out, out)

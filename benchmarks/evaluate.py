@@ -22,7 +22,7 @@ from histoxplaining.evaluation import CONTROLS, evaluate, risk_coverage, train_o
 from histoxplaining.explainer import Explainer
 from histoxplaining.features import fingerprint
 from histoxplaining.files import write_json
-from histoxplaining.metrics import _plain
+from histoxplaining.measured import plain
 from histoxplaining.tiles import TileStore
 
 
@@ -41,9 +41,9 @@ def add(table, other, name):
     table.pairs |= {name: p for p in other.pairs.values()}
 
 
-def plain(results):
+def kept(results):
     "Figures as JSON has them."
-    return [{k: v for k, v in _plain(m.record).items()
+    return [{k: v for k, v in plain(m.record).items()
         if k in ('metric', 'class', 'value', 'interval', 'reasons', 'n', 'n_finite', 'sd', 'batch')} for m in results]
 
 
@@ -113,7 +113,7 @@ def demands(a, ex, asked):
     first, kinds = a.methods[0] if a.methods else 'direction', {}
     for k, kw in {'smallest': dict(ask=.9, views=1), 'nothing held': dict(hold=())}.items():
         found = evaluate(ex, methods=first, controls=[], n=a.n, space=a.space, **asked | kw)
-        kinds[k] = {n: v for n, v in (asked | kw).items() if n in ('ask', 'views', 'hold')} | {'figures': plain(found)}
+        kinds[k] = {n: v for n, v in (asked | kw).items() if n in ('ask', 'views', 'hold')} | {'figures': kept(found)}
     return kinds
 
 
@@ -135,12 +135,12 @@ def main():
     out = dict(model=dict(name=ex.card['name'], nimg=ex.card['nimg'], size=ex.size, fingerprint=fingerprint(ex.G)),
         classes=list(ex.classes), n=a.n, ask=a.ask or .9, hold=','.join(a.hold), space=a.space, views=a.views,
         seed=a.seed, threads=1, oracle=None if oracle is None else described(oracle, clf or ex.classifier),
-        skipped=table.skipped, figures=plain(table))
+        skipped=table.skipped, figures=kept(table))
     if oracle is not None: out['risk'] = risks(table)
     if a.demands: out['others'] = demands(a, ex, asked)
     for name, path in (v.split('=') for v in a.shortcuts or ()):
         say(f'shortcuts of {name}')
-        out.setdefault('shortcuts', {})[name] = [_plain(m.record) for m in shortcut_report(Classifier.load(path),
+        out.setdefault('shortcuts', {})[name] = [plain(m.record) for m in shortcut_report(Classifier.load(path),
             store.val, explainer=ex, name=name, seed=a.seed)]
     out['seconds'] = round(time.time() - begin)
     if a.out: write_json(a.out, out)

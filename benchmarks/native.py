@@ -1,6 +1,7 @@
 """Answers at the model's size and at the tile's own: do they hold, do others agree, do they look like the other class?
 
-    python benchmarks/native.py MODEL STORE [--oracle FILE] [--composer FILE] [--n 200] [--picture F.jpg] [--out F.json]
+    python benchmarks/native.py MODEL STORE [--oracle FILE] [--classifier FILE] [--composer FILE] [--n 200]
+        [--picture F.jpg] [--out F.json]
 
 STORE holds tiles of four times the model's size; those that it holds out are explained, n a class. Rows: the answer at
 the model's size; the same enlarged; composed; and, for each of the last two, the tile redrawn without any edit, beside
@@ -66,15 +67,15 @@ def distances(pairs, real, f, cache={}):
     return out
 
 
-def row(name, pairs, ex, oracle, store, f, seconds):
-    found = measure(pairs, ex.classifier, oracle=oracle, held=store.val, boots=1)
+def row(name, pairs, clf, oracle, store, f, seconds):
+    found = measure(pairs, clf, oracle=oracle, held=store.val, boots=1)
     out = dict(name=name, n=len(pairs), seconds=seconds, **{m.record['metric']: float(m) for m in found
         if m.record['metric'] in SHOWN}, **distances(pairs, store.train, f))
     print({k: round(v, 3) if isinstance(v, float) else v for k, v in out.items()}, flush=True)
     return out
 
 
-def picture(path, tiles, cfs, n=8, side=160):
+def picture(path, tiles, cfs, n=8, side=128):
     "Tile, its counterfactual at the model's size, the tile redrawn, the answer: a row each, both directions."
     rows = []
     for source in sorted({c.source for c in cfs}):
@@ -91,6 +92,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('model'); p.add_argument('store')
     p.add_argument('--oracle', help='a classifier of another architecture')
+    p.add_argument('--classifier', help="explain this one instead of the model's own")
     p.add_argument('--composer', help="its weights, in place of the model's own")
     p.add_argument('--n', type=int, default=200, help='tiles per class')
     p.add_argument('--views', type=int, default=1)
@@ -98,21 +100,24 @@ def main():
     a = p.parse_args()
     ex, store = Explainer.open(a.model), TileStore(a.store)
     if a.composer: ex.composer = load_network(Composer, a.composer)
+    clf = Classifier.load(a.classifier).frozen() if a.classifier else None
     oracle, f = Classifier.load(a.oracle).frozen() if a.oracle else None, features('lite0', size=224)
     tiles, rows, took, seconds = held_out(store, a.n), [], {}, {}
     for native in (False, True):
         begin = time.perf_counter()
-        took[native] = explain(ex, tiles, native=native, views=a.views)
+        took[native] = explain(ex, tiles, native=native, views=a.views, classifier=clf)
         seconds[native] = (time.perf_counter() - begin) / len(tiles)
     for name, native, side in (("model's size", False, ex.size), ('enlarged', False, FACTOR * ex.size),
             ('composed', True, FACTOR * ex.size)):
-        rows.append(row(name, pairs_of(took[native], name, side), ex, oracle, store, f, seconds[native]))
+        pairs = pairs_of(took[native], name, side)
+        rows.append(row(name, pairs, clf or ex.classifier, oracle, store, f, seconds[native]))
     reasons = Counter(c.reason.code for c in took[True] if not c.success and c.source != c.target)
-    print('without an answer, composed:', dict(reasons))
+    redrawn = float(np.median([c.redrawn for c in took[True] if c.native]))
+    print('without an answer, composed:', dict(reasons), f'share that is drawn anew, median: {redrawn:.3f}')
     if a.picture:
         for c, s in zip(took[True], took[False]): c.small = s.counterfactual
         picture(a.picture, tiles, took[True])
-    out = dict(rows=rows, reasons=dict(reasons), nimg=ex.card.get('nimg'), n=len(tiles))
+    out = dict(rows=rows, reasons=dict(reasons), redrawn=redrawn, nimg=ex.card.get('nimg'), n=len(tiles))
     if a.out: write_json(a.out, out)
     print(json.dumps({r['name']: {k: round(v, 4) for k, v in r.items() if isinstance(v, float)} for r in rows}))
 

@@ -5,7 +5,8 @@ from histoxplaining.cli import hx_composer, hx_explain
 from histoxplaining.counterfactual import explain
 from histoxplaining.explainer import Explainer
 from histoxplaining.files import CheckpointError, HxError
-from histoxplaining.images import read_image, resize
+from histoxplaining.features import perceptual
+from histoxplaining.images import from_uint8, read_image, resize
 from histoxplaining.results import record
 from histoxplaining.tiles import TileStore
 from histoxplaining.training import TrainConfig, train
@@ -102,3 +103,22 @@ def test_answers_have_the_size_of_their_tiles_and_are_judged_there(model, tiny, 
     assert all(c.reconstruction.shape == (64, 64, 3) and c.original is None for c in seeds if c.native)
     hx_explain(str(own), [str(tiny/'tiles')], n=4, native=1, p=.5, out=str(tmp_path/'r.html'))
     assert (tmp_path/'r.html').stat().st_size > 10_000
+
+
+def test_the_packaged_composer_keeps_the_tile_and_the_answer(shared, tmp_path):
+    paths = [p for c in ('healthy', 'adenocarcinoma') for p in sorted((shared/'data'/'colon'/c).glob('*.jpg'))[:8]]
+    ex = Explainer.from_pretrained('colon-64')
+    small, own = explain(ex, paths, native=False), explain(ex, paths)      # a file is larger: composed without asking
+    good = [(p, a, b) for p, a, b in zip(paths, small, own) if a.success and b.success]
+    assert len(good) >= 12 and all(b.native and not a.native for _, a, b in good)
+    for path, a, b in good:
+        tile = read_image(path)
+        assert b.counterfactual.shape == tile.shape and b.p >= .9 > .5 > b.p_reconstruction and 0 < b.redrawn <= 1
+    # redrawn as they were, they are nearer to the tiles than the enlarged reconstructions are
+    like, x = perceptual(), [from_uint8(np.stack([read_image(p) for p, *_ in good]))]
+    x += [from_uint8(np.stack(v)) for v in ([b.reconstruction for *_, b in good],
+        [resize(a.reconstruction, 224) for _, a, _ in good])]
+    with torch.no_grad(): near, far = (like(x[0], y).mean() for y in x[1:])
+    assert near < .8 * far
+    hx_explain('colon-64', [str(paths[0])], png=str(tmp_path/'png'), out=str(tmp_path/'r.html'))
+    assert read_image(tmp_path/'png'/paths[0].with_suffix('.png').name).shape == (224, 224, 3)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from histoxplaining import evaluation
-from histoxplaining.auditing import averaged
 from histoxplaining.classifier import Classifier
 from histoxplaining.counterfactual import Counterfactual
 from histoxplaining.evaluation import (Pairs, as_pairs, changes, cout, evaluate, jpeg, measure, read_pairs,
@@ -14,6 +13,7 @@ from histoxplaining.evaluation import (Pairs, as_pairs, changes, cout, evaluate,
 from histoxplaining.explainer import Cache, Explainer, Reference
 from histoxplaining.features import perceptual
 from histoxplaining.files import DataError, HxError
+from histoxplaining.measured import averaged
 from histoxplaining.images import to_uint8, write_png
 
 CLASSES = 'red', 'green', 'blue'

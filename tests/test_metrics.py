@@ -10,7 +10,8 @@ from histoxplaining.cli import hx_fid, hx_inception
 from histoxplaining.features import Features, FeatureSet, feature_set, features, generated, picture_set
 from histoxplaining.files import HxError, load_meta, save_tensors
 from histoxplaining.images import write_png
-from histoxplaining.metrics import (Moments, Results, compare, density_coverage, frechet_distance, kid, load_statistics,
+from histoxplaining.measured import Results
+from histoxplaining.metrics import (Moments, compare, density_coverage, frechet_distance, kid, load_statistics,
     lpips, memorisation, merge_statistics, ms_ssim, perceptual_path_length,
     precision_recall, save_statistics, separability, set_statistics)
 from histoxplaining.networks import Generator

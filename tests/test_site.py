@@ -74,7 +74,7 @@ def test_every_page_is_whole(site):
         for p in site.rglob('*.html')} >= {p.relative_to(ROOT/'nbs').with_suffix('').as_posix() for p in notebooks}
 
 def test_formulas_and_outputs_are_there(site):
-    losses = (site/'17_losses.html').read_text(encoding='utf-8')
+    losses = (site/'18_losses.html').read_text(encoding='utf-8')
     assert '<math' in losses and 'katex' not in losses.lower()
     assert (site/'index.html').read_text(encoding='utf-8').count('<img') >= 1
     assert (site/'12_classifier.html').read_text(encoding='utf-8').count('<img') >= 3
