@@ -27,7 +27,7 @@ from .report import (LUMA, case_figure, caution, change_maps, class_colour, clas
 from .results import record
 
 # %% ../nbs/38_explorer.ipynb #74bd6af0
-FRAMES, FINE_FRAMES = 33, 13   # pictures of a path; of one in fine detail, where each is some work
+FRAMES, FINE_FRAMES = 33, 9   # pictures of a path; of one in fine detail, where each is some work
 
 _DATA = files('histoxplaining')/'data'
 _CSS = f"<style>{(_DATA/'explorer.css').read_text(encoding='utf-8').replace('ACCENT', ACCENT)}</style>"
@@ -50,18 +50,26 @@ def _curve(cf, size, p):
 def _cap(text, generated=False):
     return f'<div class="hx-cap"><span>{text}</span>{"<span class=hx-mark>generated</span>" if generated else ""}</div>'
 
+class _Encoded:
+    "Pictures as PNG, each encoded when it is first shown."
+    def __init__(self, pictures): self.pictures, self.known = list(pictures), {}
+    def __len__(self): return len(self.pictures)
+    def __getitem__(self, k):
+        k = range(len(self))[k]
+        if k not in self.known: self.known[k] = png_bytes(self.pictures[k])
+        return self.known[k]
+
 class _Path:
-    "All that the slider swaps: encoded pictures, their change maps, and the probabilities of every class."
+    "All that the slider swaps: pictures, their change maps, and the probabilities of every class."
     def __init__(self, explainer, cf, classifier=None):
         self.cf = cf
         # where the unedited picture is the answer already, there is no path
         moved = len(cf.frames) and cf.frame_steps[-1] > 0
         self.pictures, self.steps = (cf.frames, cf.frame_steps) if moved else (cf.reconstruction[None], [0.])
         self.p = explainer.probabilities(self.pictures, classifier).numpy()
-        self.plain = [png_bytes(f) for f in self.pictures]
         maps = change_maps(cf) if moved else []
-        self.changed = [png_bytes(m) for m in maps] if len(maps) == len(self.pictures) else [png_bytes(grey(f))
-            for f in self.pictures]
+        whole = len(maps) == len(self.pictures)
+        self.plain, self.changed = _Encoded(self.pictures), _Encoded(maps if whole else map(grey, self.pictures))
 
 def grey(img):
     "A picture without colour: a map on which nothing has changed."
