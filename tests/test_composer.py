@@ -19,9 +19,11 @@ def model(tiny, tmp_path_factory):
     "A model of 16 px with a translator, both hardly trained, and a store of the same tiles at 64 px."
     root, clf = tmp_path_factory.mktemp('composer'), tiny/'classifier.safetensors'
     common = dict(data=str(tiny/'tiles.lmdb'), batch=8, perceptual='lite0')
-    run = train(TrainConfig(arch='autoencoder', kimg=.016, **common, **SIZES), root/'run', clf, quiet=True)
+    cfg = TrainConfig(arch='autoencoder', kimg=.016, **common, **SIZES)
+    run = train(cfg, root/'run', clf, quiet=True)
     Explainer.from_run(run)                                            # leaves reference tiles
-    t = train(TrainConfig(arch='translator', init=str(run.model), kimg=.128, t_lr=.01, **common), root/'t', clf, quiet=True)
+    told = TrainConfig(arch='translator', init=str(run.model), kimg=.128, t_lr=.01, **common)
+    t = train(told, root/'t', clf, quiet=True)
     shutil.copy(t.model/'translator.safetensors', run.model)
     TileStore.create(tiny/'tiles', root/'large.lmdb', size=64, like=tiny/'tiles.lmdb')
     return run.model
