@@ -59,6 +59,8 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     store, clf, rows = TileStore(a.store), Classifier.load(a.classifier), []
+    unknown = set(a.only or ()) - set(codes(store.size))
+    if unknown: p.error(f"--only {', '.join(unknown)}: expected some of {'; '.join(codes(store.size))}")
     for name, (side, channels, patch) in codes(store.size).items():
         if a.only and name not in a.only: continue
         if patch:
