@@ -4,9 +4,9 @@
         [--picture F.jpg] [--out F.json]
 
 STORE holds tiles of four times the model's size; those that it holds out are explained, n a class. Rows: the answer at
-the model's size; the same enlarged; composed; and, for each of the last two, the tile redrawn without any edit, beside
-which the edit has to be seen. Kernel distance on Lite0 features at 224 px, to held-in tiles of the new class and, for
-unedited pictures, of their own. The last line is JSON."""
+the model's size; the same enlarged; composed. Kernel distance on Lite0 features at 224 px, to training tiles: `new/C`
+of answers that go to class C, and `own/C` of unedited pictures (reconstructed, or redrawn) of class C, which is what
+drawing alone costs. The last line is JSON."""
 import argparse, json, time
 from collections import Counter
 import numpy as np
@@ -53,24 +53,27 @@ def pairs_of(cfs, name, side):
         [c.reason for c in asked])
 
 
-def distances(pairs, real, f, cache={}):
-    "Kernel distance of counterfactuals to real tiles of the new class, and of starts to those of the old, by target."
+def distances(pairs, known, f):
+    "Kernel distance by class: of answers to the class they go to, and of what they start from to its own."
     out = {}
-    labels = np.asarray(real.labels)
-    for t in sorted(set(pairs.target.tolist())):
-        ok = pairs.found & (pairs.target == t)
-        for name, pictures, c in (('new', pairs.counterfactual, t), ('old', pairs.start, int(pairs.source[ok][0]))):
-            if c not in cache:
-                pick = np.flatnonzero(labels == c)[:1000]
-                cache[c] = FeatureSet(f(np.stack([real[int(i)][0] for i in pick])), f)
-            out[f'{name}/{pairs.classes[t]}'] = float(kid(cache[c], FeatureSet(f(pictures[ok]), f), subsets=50))
+    for name, pictures, of in (('new', pairs.counterfactual, pairs.target), ('own', pairs.start, pairs.source)):
+        for k in sorted(set(of[pairs.found].tolist())):
+            some = FeatureSet(f(pictures[pairs.found & (of == k)]), f)
+            out[f'{name}/{pairs.classes[k]}'] = float(kid(known[k], some, subsets=50))
     return out
 
 
-def row(name, pairs, clf, oracle, store, f, seconds):
+def training_tiles(store, f, n=1000):
+    "Features of so many training tiles of each class."
+    train, labels = store.train, np.asarray(store.train.labels)
+    pick = lambda k: np.flatnonzero(labels == k)[:n]
+    return [FeatureSet(f(np.stack([train[int(i)][0] for i in pick(k)])), f) for k in range(len(train.classes))]
+
+
+def row(name, pairs, clf, oracle, store, known, f, seconds):
     found = measure(pairs, clf, oracle=oracle, held=store.val, boots=1)
     out = dict(name=name, n=len(pairs), seconds=seconds, **{m.record['metric']: float(m) for m in found
-        if m.record['metric'] in SHOWN}, **distances(pairs, store.train, f))
+        if m.record['metric'] in SHOWN}, **distances(pairs, known, f))
     print({k: round(v, 3) if isinstance(v, float) else v for k, v in out.items()}, flush=True)
     return out
 
@@ -107,10 +110,11 @@ def main():
         begin = time.perf_counter()
         took[native] = explain(ex, tiles, native=native, views=a.views, classifier=clf)
         seconds[native] = (time.perf_counter() - begin) / len(tiles)
+    known = training_tiles(store, f)
     for name, native, side in (("model's size", False, ex.size), ('enlarged', False, FACTOR * ex.size),
             ('composed', True, FACTOR * ex.size)):
         pairs = pairs_of(took[native], name, side)
-        rows.append(row(name, pairs, clf or ex.classifier, oracle, store, f, seconds[native]))
+        rows.append(row(name, pairs, clf or ex.classifier, oracle, store, known, f, seconds[native]))
     reasons = Counter(c.reason.code for c in took[True] if not c.success and c.source != c.target)
     redrawn = float(np.median([c.redrawn for c in took[True] if c.native]))
     print('without an answer, composed:', dict(reasons), f'share that is drawn anew, median: {redrawn:.3f}')

@@ -84,10 +84,9 @@ class Counterfactual:
     limit:float = float('nan')
     # float32 [2, w_dim]: mean w over the layers, of the tile and of the counterfactual
     w:np.ndarray|None = None
-    # the code was refined, because the reconstruction was judged otherwise than the tile
     # float32 [1 + GRID^2]: what is left of a pruned step: w, then the cells of the layout
     kept:np.ndarray|None = None
-    refined:bool = False
+    refined:bool = False              # the code was, because the reconstruction was judged otherwise than the tile
     drawn:bool = False                # the original is itself a picture that a model drew
     # the generator's missing detail was added: the change is counted from the original
     carried:bool = False
@@ -380,16 +379,19 @@ def _inputs(explainer, images, seeds):
     small = np.stack([resize(a, explainer.size) for a in own])
     return names, own, small, explainer.code(small)
 
+def _read(pictures, explainer, ask):
+    "Pictures at the size that the classifier looks at, as a file of them would be read."
+    return np.stack([resize(a, getattr(ask.judge(explainer), 'size', explainer.size)) for a in pictures])
+
 @torch.no_grad()
 def _of_files(explainer, own, of_copies, ask):
     """Logits of pictures at the size that the classifier looks at, made from their own size and not from the copy at
     the model's."""
-    reads = getattr(ask.judge(explainer), 'size', explainer.size)
     logits = of_copies.clone()
     other = [i for i, a in enumerate(own or ()) if len(a) != explainer.size]
     for i in range(0, len(other), 64):
         j = other[i:i + 64]
-        logits[j] = explainer.logits(np.stack([resize(own[k], reads) for k in j]), ask.classifier)
+        logits[j] = explainer.logits(_read([own[k] for k in j], explainer, ask), ask.classifier)
     return logits
 
 def _refined(explainer, originals, code, idx, steps, classifier, enough=None):
@@ -489,8 +491,7 @@ def _at_own_size(explainer, cf, tile, ask):
     ask = replace(ask, source=cf.classes.index(cf.source), target=cf.classes.index(cf.target))
     afters = cf.frames[1:] if len(cf.frames) else cf.counterfactual[None]
     pictures, region = composed(explainer.composer, tile, cf.reconstruction, afters, ask.seed)
-    reads = getattr(ask.judge(explainer), 'size', explainer.size)
-    copies, T = np.stack([resize(a, reads) for a in pictures]), ask.judge(explainer).temperature
+    copies, T = _read(pictures, explainer, ask), ask.judge(explainer).temperature
     logits = explainer.logits(copies, ask.classifier)
     p, says = calibrated(logits, T)[:, ask.target].numpy(), cf.classes[int(logits[0].argmax())]
     cf.native, cf.redrawn = True, float(region.mean())

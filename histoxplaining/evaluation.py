@@ -226,17 +226,18 @@ def changes(
     distance = distance or perceptual()
     kind = 'lite0' if isinstance(distance, Lite0Distance) else 'perceptual'
     if type(distance).__name__ == 'LPIPS': kind = 'lpips'
-    x, s, y = (from_uint8(v) for v in (pairs.original, pairs.start, pairs.counterfactual))
-    def far(a):
-        return torch.cat([distance(u, v) for u, v in zip(a.split(batch), y.split(batch))]).double().numpy()
-    out = {}
-    for end, a in (('input', x), ('start', s)):
-        similar = ms_ssim(a, y)
-        out |= {f'l1_{end}': ((a - y).abs().mean([1, 2, 3]) / 2).double().numpy(), f'{kind}_{end}': far(a),
-            f"{similar.record['metric']}_{end}": similar.values}
-    shift = (hed(y) - hed(s))[:, :2].mean([2, 3]).abs().double().numpy()
-    return out | dict(area=((y - s).abs().amax(1) > .2).double().mean([1, 2]).numpy(), shift_h=shift[:, 0],
-        shift_e=shift[:, 1],
+    def of(x, s, y):
+        out = {}
+        for end, a in (('input', x), ('start', s)):
+            similar = ms_ssim(a, y)
+            out |= {f'l1_{end}': ((a - y).abs().mean([1, 2, 3]) / 2).double().numpy(),
+                f'{kind}_{end}': distance(a, y).double().numpy(), f"{similar.record['metric']}_{end}": similar.values}
+        shift = (hed(y) - hed(s))[:, :2].mean([2, 3]).abs().double().numpy()
+        return out | dict(area=((y - s).abs().amax(1) > .2).double().mean([1, 2]).numpy(), shift_h=shift[:, 0],
+            shift_e=shift[:, 1])
+    sets = pairs.original, pairs.start, pairs.counterfactual
+    parts = [of(*(from_uint8(v[i:i + batch]) for v in sets)) for i in range(0, len(pairs), batch)]
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} | dict(
         monotone=np.array([smoothness(v) for v in pairs.paths]) if pairs.paths else np.full(len(pairs), math.nan))
 
 # %% ../nbs/34_evaluation.ipynb #7fa11436

@@ -27,7 +27,7 @@ from .distributed import average, broadcast, highest, rank, share, together, wor
 from .monitoring import FeatureExtractor, alarms, probe_auc, spread
 from .translator import Asked, Translator, stepped
 from .prior import Prior, prior_terms
-from .composer import FACTOR, Composer, changed_region, edited
+from .composer import Composer, changed_region, edited, enlarged
 from .training_step import ON_CODES, TrainConfig, TrainState, align_w, class_vectors, resolve, train_step
 
 __getattr__ = renamed(__name__, Yardstick='SampleMetrics', Wish='GracefulStop')   # one release long
@@ -169,7 +169,6 @@ def _beside(st, cfg, arch):
 @torch.no_grad()
 def _units(st, cfg, store):
     "Let translator or prior know what encoded tiles are like."
-    if cfg.arch == 'composer': return
     x = store.train.tensors(torch.randperm(len(store.train), generator=stream(cfg.seed, 'units'))[:1024].tolist())[0]
     w, feat = (torch.cat(v) for v in zip(*(st.E.encode(b.to(cfg.device)) for b in x.split(64))))
     if st.T is not None:
@@ -197,9 +196,6 @@ def _prepare(cfg, state, classifier):
     store = TileStore(cfg.data)
     start = weights_to_start_from(cfg.init) if cfg.init and state is None else None
     cfg = resolve(cfg, store.size, start[0].init if start else None)
-    if start and cfg.arch in ('translator', 'prior') and start[0].size != store.size:
-        raise HxError(f'{cfg.init}: draws {start[0].size} px, the tiles of {cfg.data} have {store.size}: build a store '
-            f'of that size (hx_tiles --size {start[0].size})')
     clf = None
     if cfg.arch != 'stylegan2' or cfg.cond == 'classifier' and cfg.cgan:
         if classifier is None:
@@ -221,7 +217,8 @@ def _prepare(cfg, state, classifier):
     if state is None and cfg.feat_patch and not (start and not _other_code(st.G.init, start[0].init)):
         _patches(st, cfg, store)
     if start and cfg.arch == 'composer': _beside(st, cfg, 'translator')
-    if start and cfg.arch in ON_CODES: _beside(st, cfg, cfg.arch) if cfg.beside else _units(st, cfg, store)
+    if start and cfg.arch in ON_CODES and cfg.beside: _beside(st, cfg, cfg.arch)
+    elif start and cfg.arch in ('translator', 'prior'): _units(st, cfg, store)
     if state is not None:
         new = st.load_state_dict(state)
         if new and rank() == 0: print(f'not in the checkpoint, started afresh: {", ".join(new)}')
@@ -514,11 +511,10 @@ def _look_composed(run, st, cfg, clf, dist, gallery):
         recon, edit = edited(st, x, asked)
         region, z = changed_region(recon, edit), noise.to(x).expand(len(x), -1, -1, -1)
         was, new = (st.ema['C'](x, recon, y, region, z).clamp(-1, 1) for y in (recon, edit))
-        wide = torch.nn.functional.interpolate(region, scale_factor=FACTOR, mode='bilinear')
-        large = lambda v: torch.nn.functional.interpolate(v, scale_factor=FACTOR, mode='bicubic')
+        wide = enlarged(region, 'bilinear')
         far['val_perceptual'].append(dist(was, x))
-        far['val_enlarged'].append(dist(x * (1 - wide) + large(recon) * wide, x))
-        sets.append((x, large(edit), (2 * wide - 1).expand(-1, 3, -1, -1), was, new))
+        far['val_enlarged'].append(dist(x * (1 - wide) + enlarged(recon) * wide, x))
+        sets.append((x, enlarged(edit), (2 * wide - 1).expand(-1, 3, -1, -1), was, new))
     write_png(run.path/'samples'/f'composed_{st.nimg / 1000:08.2f}.png', grid(to_uint8(torch.cat(sets[0])), 8))
     return row | {k: torch.cat(v).mean().item() for k, v in far.items()}
 

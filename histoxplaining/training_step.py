@@ -157,13 +157,13 @@ def _check(cfg, size, found):
     has_cuda = torch.cuda.is_available()
     _must(cfg.device == 'auto' or cfg.device.split(':')[0] in ('cpu', 'cuda') and (cfg.device == 'cpu' or has_cuda),
         f"device '{cfg.device}': expected auto, cpu, or cuda where there is one")
-    side = (found or {}).get('size', size // FACTOR if cfg.arch == 'composer' else size)
-    if cfg.arch == 'composer':
-        _must(FACTOR * side == size, f'init: its pictures have {side} px, the tiles of {cfg.data} {size}: a composer '
-            f'learns from tiles of {FACTOR * side} px (hx_tiles --size {FACTOR * side})')
-    else:
-        _must(side in (size, size // 2), f"init: its pictures have {side} px, the tiles of {cfg.data} {size}: expected "
-            f"a model of {size} px, or of {size // 2} px to grow from")
+    times = FACTOR if cfg.arch == 'composer' else 1
+    side = (found or {}).get('size', size // times)
+    if cfg.arch in ON_CODES:
+        _must(times * side == size, f'init: its pictures have {side} px, the tiles of {cfg.data} {size}: a {cfg.arch} '
+            f'learns from tiles of {times * side} px (hx_tiles --size {times * side})')
+    _must(side in (size, size // 2) or cfg.arch in ON_CODES, f'init: its pictures have {side} px, the tiles of '
+        f'{cfg.data} {size}: expected a model of {size} px, or of {size // 2} px to grow from')
     _must(not (cfg.feat_patch and cfg.arch == 'stylegan2'), 'feat_patch: stylegan2 has no layout code')
     if cfg.arch in ON_CODES:
         for k in ('feat_channels', 'feat_res', 'feat_patch'):

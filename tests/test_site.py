@@ -78,6 +78,8 @@ def test_formulas_and_outputs_are_there(site):
     assert '<math' in losses and 'katex' not in losses.lower()
     assert (site/'index.html').read_text(encoding='utf-8').count('<img') >= 1
     assert (site/'12_classifier.html').read_text(encoding='utf-8').count('<img') >= 3
+    # a docstring of several lines is one sentence in italics, whatever code stands in it
+    assert not [p.name for p in site.rglob('*.html') if '<p>*' in p.read_text(encoding='utf-8')]
 
 def test_the_walk_finds_what_is_wrong(tmp_path):
     (tmp_path / 'a.html').write_text(
