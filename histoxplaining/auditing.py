@@ -7,7 +7,7 @@ __all__ = ['GROUPS', 'READABLE', 'mirrored', 'reactions', 'movements', 'fine_tun
            'edit_similarity', 'shortcut_report']
 
 # %% ../nbs/33_auditing.ipynb #586733c6
-import copy, math
+import copy
 import numpy as np, torch
 import torch.nn.functional as F
 from .files import DataError, HxError, progress, renamed, stream, stream_seed

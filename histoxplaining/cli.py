@@ -30,7 +30,7 @@ from histoxplaining.classifier import (IMAGENET, Classifier, calibrated, check_n
 from .checkpoints import RunDir, load_network, load_state
 from .translator import Translator
 from .prior import Prior
-from .composer import FACTOR, Composer
+from .composer import Composer
 from .features import feature_set, features as get_features, fingerprint, generated, picture_set
 from .measured import Results
 from .metrics import (density_coverage, frechet_distance, kid, load_statistics, merge_statistics,
@@ -38,7 +38,7 @@ from .metrics import (density_coverage, frechet_distance, kid, load_statistics, 
 from .distributed import rank
 from .training_step import ON_CODES, TrainConfig
 from .training import PRESETS, preset as preset_config, train
-from .explainer import MODELS, Code, Explainer, as_picture, downloaded, model_folder, packaged
+from .explainer import MODELS, Explainer, as_picture, downloaded, model_folder, packaged
 from .latents import keep_directions
 from .counterfactual import explain, nearest_tiles, summarise
 from .results import Table, record, write_geojson

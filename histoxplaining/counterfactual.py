@@ -19,7 +19,7 @@ from .classifier import calibrated, log_odds
 from .composer import composed
 from .explainer import Code, Explainer, as_batch, as_pictures
 from .latents import NoDirection
-from .methods import (Ask, Edit, Trial, answer, crossing, differentiable, in_views, mahalanobis_limit,
+from .methods import (Ask, Edit, Trial, answer, differentiable, in_views, mahalanobis_limit,
     methods, moved, pruned, search)
 from .methods import direction, gradient, sefa
 from .inversion import transfer_detail, optimise_code as refined

@@ -16,7 +16,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
 from .files import DataError, HxError, atomic_write, progress, stream
-from .images import dihedral, from_uint8, hed, read_image, resize, to_uint8, write_png
+from .images import dihedral, from_uint8, hed, read_image, to_uint8, write_png
 from .sources import picture_files
 from .tiles import TileStore
 from .classifier import Classifier, calibrated, predict, train_classifier
@@ -26,7 +26,6 @@ from .measured import Measured, Results, averaged
 from .metrics import kid, ms_ssim
 from .explainer import Explainer, as_batch
 from .counterfactual import decisions, explain, methods as all_methods
-from .auditing import audit, shortcut_report
 
 _all_ = ['audit', 'averaged', 'shortcut_report']
 

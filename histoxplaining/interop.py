@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import AttrDict
-from .files import (CheckpointError, DataError, PlainDict, load_pickle, load_tensors, save_tensors,
+from .files import (CheckpointError, PlainDict, load_pickle, load_tensors, save_tensors,
     sha256, stream, write_json)
 from .images import read_image
 from .sources import CHEXPERT, lmdb_value, fail_with, lmdb_index, lmdb_source

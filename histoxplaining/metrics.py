@@ -8,7 +8,7 @@ __all__ = ['Moments', 'Statistics', 'frechet_distance', 'kid', 'precision_recall
            'set_statistics', 'merge_statistics', 'save_statistics', 'load_statistics']
 
 # %% ../nbs/17_metrics.ipynb #f7346d09
-import functools, json, math, warnings
+import functools, math, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, scipy.linalg, torch

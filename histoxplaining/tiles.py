@@ -15,7 +15,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 from .files import DataError, progress, stream, stream_seed
-from .images import dihedral, from_uint8, hed, moments_of_stain, png_bytes, read_image, resize
+from .images import dihedral, from_uint8, moments_of_stain, png_bytes, read_image, resize
 from .sources import Source, lmdb_value, store_identity, channels, open_source, pictures, tissue_share
 from .slides import is_slides, open_slides
 
