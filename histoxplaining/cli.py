@@ -647,8 +647,11 @@ _PAGE = '''from histoxplaining.explainer import Explainer
 from histoxplaining.explorer import Explorer
 from histoxplaining.classifier import Classifier
 others = {{k: Classifier.load(v) for k, v in {others!r}.items()}}
-Explorer(Explainer.load({model!r}), {tiles!r}, p={p!r}, classifier={{'its own': None}} | others if others else None,
-    folder={home!r})'''
+explorer = Explorer(Explainer.load({model!r}), {tiles!r}, p={p!r}, folder={home!r},
+    classifier={{'its own': None}} | others if others else None)
+explorer.wait()
+open({ready!r}, 'w').close()
+explorer'''
 
 # Voilà's own template, without the style sheets that it fetches from elsewhere
 _TEMPLATE = '''{% extends 'voila/templates/lab/index.html.j2' %}
@@ -666,8 +669,9 @@ def explorer_page(
     it a template of its page."""
     import nbformat
     others = {f.stem.removeprefix('classifier_'): str(f) for f in sorted(Path(model).glob('classifier_*.safetensors'))}
-    cell = nbformat.v4.new_code_cell(_PAGE.format(model=str(model), tiles=tiles, p=p, others=others, home=os.getcwd()))
     path = Path(folder)/'histoxplaining.ipynb'
+    cell = nbformat.v4.new_code_cell(_PAGE.format(model=str(model), tiles=tiles, p=p, others=others, home=os.getcwd(),
+        ready=str(path.with_name('ready'))))
     nbformat.write(nbformat.v4.new_notebook(cells=[cell],
         metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))), path)
     template = Path(folder)/'voila'/'templates'/'histoxplaining'
@@ -714,8 +718,11 @@ def _serve(page, port, show, dark=False):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = subprocess.Popen(command, cwd=page.parent, env=os.environ | {'OMP_WAIT_POLICY': 'passive',
         'JUPYTER_PATH': os.pathsep.join([str(page.parent), os.environ.get('JUPYTER_PATH', '')])})
+    print('starting the page: Python, model, first answer ...', file=sys.stderr)
+    ready, late = page.with_name('ready'), time.monotonic() + 60       # a page that fails says why, after a minute
     try:
-        while server.poll() is None and socket.socket().connect_ex(('127.0.0.1', port)): time.sleep(.2)
+        while server.poll() is None and (socket.socket().connect_ex(('127.0.0.1', port))
+            or not ready.exists() and time.monotonic() < late): time.sleep(.1)
         if server.poll() is None: print(f'{url}   (Ctrl-C ends it)', flush=True)
         if show and server.poll() is None: webbrowser.open(url)
         code = server.wait()

@@ -131,14 +131,17 @@ def _decided(explainer, p, target, classifier=None):
     return order[:, 0].tolist(), order[:, 1].tolist() if target == 'next' else [explainer.class_index(target,
         classifier)] * len(p)
 
-def _change(cf):
-    "Heat map, stain maps, stain shift and area, from the picture before the edit to the final one."
-    a, b = from_uint8(cf.before), from_uint8(cf.counterfactual)
-    change = optical_density(b) - optical_density(a)
-    cf.heatmap, stains = change.mean(0).numpy(), unmixed(change)[:2].numpy()
-    cf.stain_maps = dict(zip('HE', stains))
-    cf.stain_shift = {k: float(v.mean()) for k, v in cf.stain_maps.items()}
-    cf.area = float((np.abs(cf.counterfactual.astype(int) - cf.before.astype(int)).max(-1) > 25.5).mean())
+def _compare(cfs):
+    """Heat map, stain maps, stain shift and area of answers of one size, from the picture before the edit to the final
+    one."""
+    if not cfs: return
+    before, after = (np.stack([getattr(c, k) for c in cfs]) for k in ('before', 'counterfactual'))
+    change = optical_density(from_uint8(after)) - optical_density(from_uint8(before))
+    heat, stains = change.mean(1).numpy(), unmixed(change)[:, :2].numpy()
+    area = (np.abs(after.astype(np.int16) - before).max(-1) > 25.5).mean((1, 2))
+    for cf, h, s, a in zip(cfs, heat, stains, area):
+        cf.heatmap, cf.stain_maps, cf.area = h, dict(zip('HE', s)), float(a)
+        cf.stain_shift = {k: float(v.mean()) for k, v in cf.stain_maps.items()}
 
 @dataclass
 class _Found:
@@ -184,7 +187,6 @@ def _answer(cf, found, job, j, frames):
             cf.p = float(job.probabilities(best.hit.picture[None])[0, job.ask.target])
             logits = in_views(job.explainer, best.hit.picture[None], job.ask.classifier, job.ask.views)
             cf.p_views = float(calibrated(logits, job.temperature).mean(0)[0, job.ask.target])
-        _change(cf)
     if best.edit.kept is not None: cf.kept = best.edit.kept[0].cpu().numpy()
     if best.edit.w is not None: cf.w = (cf.w[:1] + np.float32([[0], [last]]) * best.edit.w[0].mean(0).cpu().numpy())
     if cf.carried and cf.success: cf.ghosting = float(job.finish(job.render(j, best.edit, [last]), [j], True)[2])
@@ -482,6 +484,7 @@ def _solve(job, cfs, method, frames, scan, say):
         say('frames')
         for c, f in zip(answers, picked): _answer(c, f, job, i, frames)
         out.append(answers)
+    _compare([c for answers in out for c in answers if c.success])
     return out
 
 def _at_own_size(explainer, cf, tile, ask):
@@ -506,7 +509,7 @@ def _at_own_size(explainer, cf, tile, ask):
         views = in_views(explainer, copies[-1:], ask.classifier, ask.views)
         cf.p_views = float(calibrated(views, T).mean(0)[0, ask.target])
         lowest = min(cf.p, cf.p_views)
-    _change(cf)
+    _compare([cf])
     drawn = f'drawn with {len(pictures[0])} px'
     if says != cf.source:
         _withdraw(cf, Reason('reconstruction', f'{drawn}, the tile is {says} to the classifier without any edit'))

@@ -152,19 +152,24 @@ def _begin(st, cfg, classes, start):
     if told != PixelRange() and rank() == 0:
         print(f'init: its pictures are in another range ({told}); training has to bring them to [-1, 1] first')
 
-def _beside(st, cfg, arch):
-    "Weights of the translator, prior or composer that lies beside the model. Raises `CheckpointError`."
-    key, kind = dict(translator=('T', Translator), prior=('F', Prior), composer=('C', Composer))[arch]
+def _beside(cfg, arch):
+    """The translator, prior or composer that lies beside the model that `cfg.init` names. Raises `CheckpointError`."""
+    kind = dict(translator=Translator, prior=Prior, composer=Composer)[arch]
     folder = Path(cfg.init)/'model' if (Path(cfg.init)/'model').is_dir() else Path(cfg.init)
     path = folder/f'{arch}.safetensors'
     if not path.exists():
-        raise CheckpointError(f'{folder}: no {path.name} to go on from' if arch == cfg.arch else
+        raise CheckpointError(f'{folder}: no {path.name} to {"learn" if cfg.distill_kimg else "go on"} from'
+            if arch == cfg.arch else
             f'{folder}: no {path.name}: a {cfg.arch} learns from what it answers (hx_{arch} makes one)')
-    donor = load_network(kind, path)
+    return load_network(kind, path)
+
+def _go_on_from(st, key, donor, what):
+    "Put weights into a network and its average."
     for net in (st.nets[key], st.ema[key]):
         try: net.load_state_dict(donor.state_dict())
         except RuntimeError as e:
-            raise CheckpointError(f'{path}: is of another shape ({str(e).splitlines()[-1].strip()})') from None
+            why = str(e).splitlines()[-1].strip()
+            raise CheckpointError(f'{what} to go on from: of another shape ({why})') from None
 
 @torch.no_grad()
 def _units(st, cfg, store):
@@ -187,7 +192,8 @@ def _patches(st, cfg, store):
 def _shaped(cfg, old):
     "A configuration whose networks have the shape of those in a checkpoint, wherever nothing else is asked for."
     names = ('channel_base', 'channel_max', 'map_layers',
-        'const_channels') + (() if old['arch'] == 'stylegan2' else ('feat_channels', 'feat_res', 'feat_patch'))
+        'const_channels', 't_width', 't_blocks',
+        't_fold') + (() if old['arch'] == 'stylegan2' else ('feat_channels', 'feat_res', 'feat_patch'))
     return replace(cfg, **{k: old[k] for k in names if k in old and getattr(cfg, k) is None})
 
 def _prepare(cfg, state, classifier):
@@ -195,6 +201,11 @@ def _prepare(cfg, state, classifier):
     if state is not None: cfg = _shaped(cfg, state['config'])
     store = TileStore(cfg.data)
     start = weights_to_start_from(cfg.init) if cfg.init and state is None else None
+    donors = {k: _beside(cfg, k) for k in ON_CODES if start and (k == cfg.arch and cfg.beside
+        or (k, cfg.arch) == ('translator', 'composer'))}
+    if 'translator' in donors:
+        old = donors['translator'].init
+        cfg = replace(cfg, t_width=old['width'], t_blocks=old['blocks'], t_fold=old['fold'])
     cfg = resolve(cfg, store.size, start[0].init if start else None)
     clf = None
     if cfg.arch != 'stylegan2' or cfg.cond == 'classifier' and cfg.cgan:
@@ -216,12 +227,12 @@ def _prepare(cfg, state, classifier):
     if start: _begin(st, cfg, store.classes, start)
     if state is None and cfg.feat_patch and not (start and not _other_code(st.G.init, start[0].init)):
         _patches(st, cfg, store)
-    if start and cfg.arch == 'composer': _beside(st, cfg, 'translator')
-    if start and cfg.arch in ON_CODES and cfg.beside: _beside(st, cfg, cfg.arch)
-    elif start and cfg.arch in ('translator', 'prior'): _units(st, cfg, store)
+    for k, donor in donors.items(): _go_on_from(st, dict(translator='T', prior='F', composer='C')[k], donor, k)
+    if start and cfg.arch in ('translator', 'prior') and not donors: _units(st, cfg, store)
     if state is not None:
         new = st.load_state_dict(state)
         if new and rank() == 0: print(f'not in the checkpoint, started afresh: {", ".join(new)}')
+    if st.nimg < cfg.distill_kimg * 1000: st.teacher = _beside(cfg, 'translator').to(cfg.device)
     broadcast([*st.nets.state_dict().values(), *st.ema.state_dict().values()])
     return store, cfg, clf, st
 

@@ -21,7 +21,7 @@ from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logis
     g_nonsaturating, path_lengths, r1_penalty, sliced_wasserstein, style_distance, texture_statistics)
 from .distributed import average, gather, places, world
 from .monitoring import Guard
-from .translator import Translator, told_class, translator_terms
+from .translator import Translator, distillation_terms, told_class, translator_terms
 from .prior import Prior, prior_terms
 from .composer import FACTOR, Composer, composer_terms
 
@@ -114,6 +114,13 @@ class TrainConfig:
     pattern_weight:float = 0.      # translator: pattern and strength of the stains, at closeness
     length_weight:float = 0.       # translator: length of the step in the code, at closeness
     unlike_weight:float = .3       # translator: two draws for one tile are unlike each other
+    # translator: channels, blocks, side of the squares of cells folded into channels. None: those of the one that it
+    # goes on from, else 96, 5, and as many as leave 16 x 16
+    t_width:int|None = None
+    t_blocks:int|None = None
+    t_fold:int|None = None
+    # translator: so many thousand tiles in which it learns to do what the one beside the model does, before the game
+    distill_kimg:float = 0
     ema_kimg:float|None = None     # half life of the moving averages; None: 10 batch / 32
     ema_ramp:float = .05           # ... or this share of the run so far, if shorter
     proj_res:int|None = None       # input side of the projected discriminator; None: twice the size
@@ -169,6 +176,9 @@ def _check(cfg, size, found):
         for k in ('feat_channels', 'feat_res', 'feat_patch'):
             _must(getattr(cfg, k) in (None, (found or {}).get(k, getattr(cfg, k))),
                 f'{k} {getattr(cfg, k)}: a {cfg.arch} takes the codes of its model as they are; leave it out')
+    _must(not cfg.distill_kimg or cfg.arch == 'translator' and not cfg.beside, f'distill_kimg {cfg.distill_kimg}: a '
+        f'new translator learns from the one beside the model; leave it out for {cfg.arch}, and with beside')
+    _must((cfg.t_width or 8) % 8 == 0, f't_width {cfg.t_width}: expected a multiple of 8')
     _must(0.5 <= cfg.sure < 1, f'sure {cfg.sure}: expected a probability from 0.5 to below 1')
 
 def _defaults(cfg, size, found):
@@ -187,7 +197,7 @@ def _defaults(cfg, size, found):
         num_fp16_res=0 if cfg.device == 'cpu' else 4, bf16=bfloat16_pays(cfg.device),
         ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100),
         r1_gamma=.0002 * size**2 / cfg.batch, ema_kimg=cfg.batch * 10 / 32,
-        proj_res=size // 2 if composer else min(2 * size, 224),
+        proj_res=size // 2 if composer else min(2 * size, 224), t_width=96, t_blocks=5,
         snap_kimg=min(cfg.kimg / 10, 50))
 
 def resolve(
@@ -237,8 +247,8 @@ def _networks(cfg, n_classes):
     nets = nn.ModuleDict({'G': G})
     if cfg.arch != 'stylegan2': nets['E'] = Encoder(size, G.num_ws, **code, **shape)
     if cfg.arch in ('translator', 'composer'):
-        nets['T'] = Translator(G.w_dim, G.feat_shape, n_classes,
-            border='reflect' if cfg.feat_patch else 'zeros')
+        nets['T'] = Translator(G.w_dim, G.feat_shape, n_classes, cfg.t_width, cfg.t_blocks,
+            border='reflect' if cfg.feat_patch else 'zeros', fold=cfg.t_fold)
     if cfg.arch in ON_CODES:
         for k, net in nets.items():
             if (cfg.arch, k) != ('translator', 'T'): net.requires_grad_(False).eval()
@@ -271,8 +281,8 @@ class TrainState:
             if k not in self.nets or not any(p.requires_grad for p in self.nets[k].parameters()): continue
             r = every / (every + 1) if every else 1
             self.rates[k] = lr * r
-            # none in a game of two, but where a picture-to-picture map has to be learnt
-            momentum = dict(F=.9, C=.5, T=.9 * bool(cfg.feat_patch)).get(k, 0.)
+            # none in a game of two, but where a picture-to-picture map has to be learnt, or what another one does
+            momentum = dict(F=.9, C=.5, T=.9 * bool(cfg.feat_patch or cfg.distill_kimg)).get(k, 0.)
             self.opts[k] = torch.optim.Adam([p for p in self.nets[k].parameters() if p.requires_grad], lr=lr * r,
                 betas=(momentum, .99**r), eps=1e-8, fused=True)
         self.ada = AdaptiveP(cfg.ada_target, cfg.ada_kimg) if cfg.aug == 'ada' else None
@@ -282,6 +292,7 @@ class TrainState:
         self.guard = Guard(cfg.nan_budget)
         self.nimg, self.seconds, self.lr_scale, self.parts = 0, 0., 1., _shares(cfg)
         self.since_best = 0                                            # measurements since the best one
+        self.teacher = None                                            # the translator that another one learns from
 
     def __getattr__(self, k):
         if k in ('G', 'E', 'D', 'P', 'T', 'F', 'C'): return self.nets[k] if k in self.nets else None
@@ -665,7 +676,10 @@ def _generator_phase(st, cfg, clf, dist, parts, adversarial, notes):
     "Generator and encoder, or what is trained on their codes. Gives what the discriminators need of the fakes."
     phase, fakes, sizes = _Phase(st, 'G', 'E', 'T', 'F', 'C'), [], {}
     for x, c, logits, idx in parts:
-        if cfg.arch == 'translator':
+        if st.teacher is not None and st.nimg < cfg.distill_kimg * 1000:
+            t, fk = distillation_terms(st, cfg, x, logits, idx, adversarial)
+            loss, sq = sum(t.values()), {}
+        elif cfg.arch == 'translator':
             t, fk = translator_terms(st, cfg, clf, dist, x, logits, idx)
             loss, sq = sum(t.values()), {}
             notes.add({'flipped': fk['flipped']})
@@ -721,7 +735,9 @@ def train_step(
 
 def _train_step(st, cfg, clf, dist, x, y):
     step, notes = st.nimg // cfg.batch, _Notes(st.parts)
-    adversarial = cfg.arch not in ('autoencoder', 'prior') and st.nimg >= cfg.ae_kimg * 1000
+    # a discriminator has the last tenth of a distillation to get ready
+    alone = max(cfg.ae_kimg, .9 * cfg.distill_kimg) * 1000
+    adversarial = cfg.arch not in ('autoencoder', 'prior') and st.nimg >= alone
     lam = min(max(st.nimg - cfg.ae_kimg * 1000, 0) / max(cfg.warm_kimg * 1000, 1), 1)
     for net in (st.G, st.D):
         if cfg.cgan and net is not None and cfg.arch not in ON_CODES: net.mapping.cond_weight.fill_(lam)

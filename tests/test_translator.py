@@ -52,6 +52,28 @@ def test_generator_encoder_and_classifier_stay_as_they_are(tiny, model, tmp_path
     assert before.translator is None and after.translator is not None
 
 
+def test_a_smaller_one_learns_from_the_one_beside_the_model(tiny, model, tmp_path):
+    clf, data = tiny/'classifier.safetensors', str(tiny/'tiles.lmdb')
+    small = dict(t_width=16, t_blocks=1, t_fold=2, distill_kimg=.024)
+    with pytest.raises(HxError, match='no translator.safetensors to learn from'):
+        train(config(tiny, model, kimg=.04, **small), tmp_path/'none', clf, quiet=True)
+    first = train(config(tiny, model, kimg=.016), tmp_path/'first', clf, quiet=True).model
+    new = lambda to, kimg: train(config(tiny, model, kimg=kimg, **small | dict(init=str(first))), tmp_path/to, clf,
+        quiet=True)
+    whole, _ = new('whole', .04), new('half', .016)                    # the game begins after three steps of five
+    again = train(continued(dict(data=data, kimg=.04), tmp_path/'half'), tmp_path/'half', clf, ckpt=tmp_path/'half',
+        quiet=True)
+    a, b = weights(whole), weights(again)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert Explainer.load(whole.model).translator.init | dict(width=16, fold=2) == Explainer.load(
+        whole.model).translator.init and len(load_network(Translator, whole.model/'translator.safetensors').blocks) == 1
+    rows = [set(r) for r in whole.read_log()]
+    assert {'like_w', 'like_layout', 'flip'} <= set.union(*rows)
+    # a composer, and another run, take its shape from the weights
+    same = train(config(tiny, model, kimg=.008, init=str(whole.model), beside=True), tmp_path/'same', clf, quiet=True)
+    assert {k: v.shape for k, v in weights(same).items()} == {k: v.shape for k, v in a.items()}
+
+
 def test_parts_of_a_batch_make_the_step_of_the_whole(tiny, model, tmp_path):
     clf = tiny/'classifier.safetensors'
     one = weights(train(config(tiny, model, kimg=.008, bf16=False), tmp_path/'one', clf, quiet=True))
