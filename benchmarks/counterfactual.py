@@ -36,6 +36,12 @@ def timed(f, runs):
     return statistics.median(out)
 
 
+def times(f, floor, runs):
+    """How many times as long a call takes as another one, taken in turns: a machine is not the same from minute to
+    minute. Median of so many pairs."""
+    return statistics.median(timed(f, 1) / timed(floor, 1) for _ in range(runs))
+
+
 @torch.no_grad()
 def stages(size, batch, runs, channel_base=16384, channel_max=512):
     """Seconds of each stage for networks of random weights, and of the fixed work of one explanation: encode, three
@@ -80,9 +86,8 @@ def on_a_model(ex, store, n, runs, steps):
     cfs = explain(ex, tiles, 'next', method='direction')
     asked = [i for i, c in enumerate(cfs) if c.success or 'stays below' in c.reason or 'limit' in c.reason]
     x = np.resize(tiles[asked], (32, *tiles.shape[1:]))
-    with torch.no_grad():
-        w, feat = ex.encode(x)
-        floor = timed(lambda: (ex.encode(x), ex.classify(ex.generate(w, feat))), runs)
+    with torch.no_grad(): w, feat = ex.encode(x)
+    floor = torch.no_grad()(lambda: (ex.encode(x), ex.classify(ex.generate(w, feat))))
     found = [cfs[i] for i in asked]
     index = lambda name: ex.classes.index(name)
     q = Question(ex, ex.classifier, tiles[asked], np.stack([c.reconstruction for c in found]),
@@ -98,11 +103,11 @@ def on_a_model(ex, store, n, runs, steps):
     pruned = {} if not kept else dict(area=float(np.median([c.area for c in whole])),
         area_pruned=float(np.median([c.area for c in less])), style_kept=float(np.mean([k[0] for k in kept])),
         cells_kept=float(np.mean([k[1:].mean() for k in kept])),
-        times_floor_pruned=timed(lambda: explain(ex, plain, 'next', prune=True), runs) / floor)
-    return pruned | dict(times_floor_b32=timed(lambda: explain(ex, plain, 'next'), runs) / floor,
-        times_floor_refined=timed(lambda: explain(ex, x, 'next'), runs) / floor, refined=1 - len(alone) / len(x),
-                times_floor_direction=timed(lambda: explain(ex, x, 'next', method='direction', refine=0), runs) / floor,
-                    floor_per_tile=floor / 32, n=len(asked), abstained=len(cfs) - len(asked),
+        times_floor_pruned=times(lambda: explain(ex, plain, 'next', prune=True), floor, runs))
+    return pruned | dict(times_floor_b32=times(lambda: explain(ex, plain, 'next'), floor, 5 * runs),
+        times_floor_refined=times(lambda: explain(ex, x, 'next'), floor, runs), refined=1 - len(alone) / len(x),
+                times_floor_direction=times(lambda: explain(ex, x, 'next', method='direction', refine=0), floor, runs),
+                    floor_per_tile=timed(floor, runs) / 32, n=len(asked), abstained=len(cfs) - len(asked),
                 flip_direction=float(np.mean([c.success for c in found])), flip_optimised=float(best.found.mean()),
                     optimised_per_tile=(time.perf_counter() - begin) / len(asked),
                 flip_auto=float(np.mean([c.success for c in explain(ex, tiles[asked], 'next')])))

@@ -15,6 +15,7 @@ import histoxplaining
 from json import dumps
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 import numpy as np, torch
@@ -67,6 +68,11 @@ def _quit(line, status):
     sys.exit(status)
 
 # %% ../nbs/39_cli.ipynb #0cc7f70f
+@lru_cache
+def _comments(cls):
+    "What stands beside the fields of a dataclass. Reading it takes longer than all else that a command does at first."
+    return docments(cls, returns=False)
+
 def with_options(*settings, leave_out=()):
     """Decorator: a command gets the fields of dataclasses as further options, with their comments and defaults in its
     help, and those that were given in `**options`."""
@@ -74,7 +80,7 @@ def with_options(*settings, leave_out=()):
         own = inspect.signature(command)
         params = {k: p for k, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}
         for cls in settings:
-            said = docments(cls, returns=False)
+            said = _comments(cls)
             for f in fields(cls):
                 kind = next(t for t in (get_args(f.type) or (f.type,)) if t is not type(None))
                 if f.name in params or f.name in leave_out: continue
@@ -174,6 +180,7 @@ def hx_classifier(
     patience:int=2,         # epochs without improvement before it stops
     # show every tile in changing stains and scales: a classifier that looks less at colour
     stain_jitter:store_true=False,
+    stability:float=0.,     # weight of saying the same of a tile and of a blurred, compressed or noisy copy, e.g. 8
     seed:int=0,             # of everything random
 ):
     "Train the classifier that will be explained, and print its report card beside what colour alone reaches."
@@ -181,7 +188,7 @@ def hx_classifier(
         if Path(out).suffix != '.safetensors': raise HxError(f'{out}: expected a file name that ends in .safetensors')
         writable(out)
         clf = train_classifier(TileStore(store), arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr,
-            patience=patience, seed=seed, stain_jitter=bool(stain_jitter),
+            patience=patience, seed=seed, stain_jitter=bool(stain_jitter), stability=stability,
                                callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, tuning tiles: NLL "
                                    f"{r['tune_nll']:.3f}, accuracy {r['tune_accuracy']:.3f}"))
         clf.save(out)

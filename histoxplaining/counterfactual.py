@@ -138,7 +138,8 @@ def _compare(cfs):
     before, after = (np.stack([getattr(c, k) for c in cfs]) for k in ('before', 'counterfactual'))
     change = optical_density(from_uint8(after)) - optical_density(from_uint8(before))
     heat, stains = change.mean(1).numpy(), unmixed(change)[:, :2].numpy()
-    area = (np.abs(after.astype(np.int16) - before).max(-1) > 25.5).mean((1, 2))
+    far = np.abs(after.astype(np.int16) - before) > 25
+    area = (far[..., 0] | far[..., 1] | far[..., 2]).mean((1, 2))
     for cf, h, s, a in zip(cfs, heat, stains, area):
         cf.heatmap, cf.stain_maps, cf.area = h, dict(zip('HE', s)), float(a)
         cf.stain_shift = {k: float(v.mean()) for k, v in cf.stain_maps.items()}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'STAINS', 'INK', 'PAPER', 'ACCENT', 'CLASS_COLOURS', 'to_uint8', 'from_uint8',
-           'read_image', 'write_png', 'png_bytes', 'data_uri', 'resize', 'resize_batch', 'dihedral', 'shift', 'zoom',
-           'optical_density', 'unmixed', 'hed', 'from_hed', 'stain_jitter', 'moments_of_stain', 'restain', 'style',
-           'grid', 'show']
+           'read_image', 'write_png', 'png_bytes', 'data_uri', 'jpeg', 'resize', 'resize_batch', 'dihedral', 'shift',
+           'zoom', 'optical_density', 'unmixed', 'hed', 'from_hed', 'stain_jitter', 'moments_of_stain', 'restain',
+           'style', 'grid', 'show']
 
 # %% ../nbs/01_images.ipynb #1b930e69
 import base64, io, math
@@ -126,6 +126,17 @@ def data_uri(
     "A picture as a `data:` address, for pages that ask nothing of a network."
     data = img if isinstance(img, bytes) else png_bytes(img)
     return f'data:image/{kind};base64,' + base64.b64encode(data).decode()
+
+def jpeg(
+    pictures:np.ndarray,   # uint8 [N, H, W, 3]
+    quality=90,            # one for all, or one each
+)->np.ndarray:
+    "The pictures after JPEG: uint8 `[N, H, W, 3]`."
+    def once(img, q):
+        b = io.BytesIO()
+        Image.fromarray(img).save(b, 'JPEG', quality=int(q))
+        return np.asarray(Image.open(b).convert('RGB'))
+    return np.stack([once(*v) for v in zip(pictures, np.broadcast_to(quality, len(pictures)))])
 
 # %% ../nbs/01_images.ipynb #fdd3da2c
 def resize(

@@ -708,7 +708,8 @@ def _whole_step(explainer, name, dw, df, ask, **more):
     ref, root = explainer.reference, explainer.reference.root.to(dw)
     u = torch.linalg.solve_triangular(root, dw[:, 0].T, upper=False).T
     if df is not None:
-        unit = ref.feat.std((0, 2, 3)).to(dw)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
+        sd = explainer.cache.get('spread of the layout', make=lambda: ref.feat.std((0, 2, 3)))
+        unit = sd.to(dw)[:, None, None] * (ref.feat[0].numel() / len(root))**.5
         u = torch.cat([u, (df / unit).flatten(1)], 1)
     size = u.norm(dim=1).clamp_min(1e-6)
     whole = size.cpu().numpy()
