@@ -794,8 +794,7 @@ def train_classifier(
     # show every tile in changing stains (gain 0.8 to 1.2, bias up to 0.05 in H and E optical density) and scales
     # (0.8 to 1.25)
     stain_jitter:bool=False,
-    # weight of saying the same of a tile and of a copy that was turned, blurred, compressed or has noise; 0: none, 8 for
-    # a classifier that is to be explained
+    # weight of saying the same of a tile and of a copy (`passed_on`) that was turned, blurred, compressed or has noise
     stability:float=0.,
     split_by:str|None=None,            # 'group', 'pseudo_slide' or 'random'; default: the split written in the store
     epochs:int=6,                      # at most

@@ -499,8 +499,8 @@ def hx_explain(
     hold:str='stain',       # what the edit must leave alone; 'none' to audit a classifier
     views:int=1,            # up to 8: p must hold for the mean of so many orientations too
     prune:store_true=False, # take back the parts of the translator's step that the classifier does not need
-    # 1: answers at the size of the tiles, by the model's composer; 0: at the model's size; default: 1 where it has one
-    # and the tiles are larger than its pictures
+    # 1: answers at the size of the tiles, by the model's composer; 0: at the model's size; default: at that of a tile
+    # that is larger than the model's pictures, where the answer holds so
     native:int=None,
     shard:str=None,         # i/n: only the i-th of n parts, for several processes
     seeds:int=None,         # instead of pictures: so many samples that the model draws

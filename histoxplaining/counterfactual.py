@@ -94,6 +94,7 @@ class Counterfactual:
     # draws, once after the reconstruction and once after the edited picture
     native:bool = False
     redrawn:float = float('nan')      # share of the pixels that the composer drew; the others are the tile's
+    smaller:str = ''                  # why the answer is at the model's size, although the tile is larger
     ghosting:float = float('nan')     # share of carried detail where the edit is (room `inversion`)
     seconds:float = float('nan')      # per picture, encoding to final picture
 
@@ -489,9 +490,10 @@ def _solve(job, cfs, method, frames, scan, say):
     return out
 
 def _at_own_size(explainer, cf, tile, ask):
-    """Bring an answer to the size of its tile: every picture is composed, and judged anew as it is. An answer that does
-    not hold there is none. Where the tile is no larger than the model's pictures, all of it is drawn anew."""
-    if not cf.success: return
+    """An answer at the size of its tile: every picture is composed, and judged anew as it is. One that does not hold
+    there is none. Where the tile is no larger than the model's pictures, all of it is drawn anew."""
+    if not cf.success: return cf
+    cf = replace(cf)
     ask = replace(ask, source=cf.classes.index(cf.source), target=cf.classes.index(cf.target))
     afters = cf.frames[1:] if len(cf.frames) else cf.counterfactual[None]
     pictures, region = composed(explainer.composer, tile, cf.reconstruction, afters, ask.seed)
@@ -516,6 +518,12 @@ def _at_own_size(explainer, cf, tile, ask):
         _withdraw(cf, Reason('reconstruction', f'{drawn}, the tile is {says} to the classifier without any edit'))
     elif lowest < ask.p:
         _withdraw(cf, Reason('native', f'{drawn}, the answer has p({cf.target}) = {lowest:.3g} (asked: {ask.p:.10g})'))
+    return cf
+
+def _as_large_as_holds(explainer, cf, tile, ask):
+    "An answer at the size of its tile where it holds there; else as it was, which says why."
+    large = _at_own_size(explainer, cf, tile, ask)
+    return large if large.success or not cf.success else replace(cf, smaller=str(large.reason))
 
 def _withdraw(cf, reason):
     "An answer that was found and does not hold."
@@ -554,8 +562,8 @@ def explain(
     scan:int=0,              # further sizes looked at before the crossing, for paths that may come back
     prune:bool=False,        # translator: take back the parts of its step that the classifier does not need
     views:int=1,             # up to eight: p must hold for the picture and for the mean of so many dihedral views
-    # draw answers at the tiles' own sizes, by the model's composer; None: where it has one and a tile is larger than
-    # its pictures; True: seeds and small tiles too, at four times the model's size
+    # draw answers at the tiles' own sizes, by the model's composer; None: where it has one, a tile is larger than its
+    # pictures and the answer holds so; True: all, seeds and small tiles at four times the model's size
     native:bool|None=None,
     callback=None,           # called with a word for what comes next; what it raises ends the search
 )->list:
@@ -625,7 +633,8 @@ def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_re
         tile = own[i] if own else None
         larger = explainer.composer is not None and not carry and tile is not None and len(tile) > explainer.size
         if native or native is None and larger:
-            for cf in answers: _at_own_size(explainer, cf, tile, ask)
+            how = _at_own_size if native else _as_large_as_holds
+            out[i] = [how(explainer, cf, tile, ask) for cf in answers]
     for cf in (c for answers in out for c in answers): cf.seconds = (time.perf_counter() - start) / len(cfs)
     return [a[0] for a in out] if ask.n == 1 else out
 

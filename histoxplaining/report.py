@@ -107,9 +107,13 @@ def panels(cf)->list:
             Panel('Generated' if seed else redrawn, cf.p_reconstruction, cf.reconstruction, True, ''), last]
 
 def caution(cf)->str:
-    "A sentence when the reconstruction alone moves the probability of the target across 0.5; otherwise ''."
-    if cf.original is None or (cf.p_original - .5) * (cf.p_reconstruction - .5) >= 0: return ''
-    return f'The reconstruction alone moves p({cf.target}) across 0.5: read this case with care.'
+    """A sentence when the reconstruction alone moves the probability of the target across 0.5, and one when an answer
+    is smaller than its tile; otherwise ''."""
+    smaller = getattr(cf, 'smaller', '')
+    said = f"Shown at the size of the model's pictures: {smaller}. " if smaller else ''
+    if cf.original is not None and (cf.p_original - .5) * (cf.p_reconstruction - .5) < 0:
+        said += f'The reconstruction alone moves p({cf.target}) across 0.5: read this case with care.'
+    return said.strip()
 
 def _marks(cf)->list:
     "Points worth a dot on the curve: (edit size, p)."

@@ -14,7 +14,7 @@ from .slides import place_of
 # %% ../nbs/36_results.ipynb #f746fcda
 NUMBERS = ('p_asked', 'p_original', 'p_reconstruction', 'p', 'p_views', 'p_half', 'step', 'area', 'distance', 'limit',
     'redrawn', 'ghosting', 'seconds')
-WORDS = ('name', 'source', 'target', 'method', 'space', 'along')
+WORDS = ('name', 'source', 'target', 'method', 'space', 'along', 'smaller')
 FIELDS = (*WORDS[:3], 'success', 'code', 'reason', *WORDS[3:], *NUMBERS, 'shift_h', 'shift_e', 'refined', 'carried',
     'native')
 
@@ -22,7 +22,7 @@ def record(
     cf,              # a `Counterfactual`
 )->dict:
     "Everything a result says but its pictures: plain values, None where there is none."
-    row = {k: str(getattr(cf, k)) for k in WORDS} | {k: float(getattr(cf, k, 'nan')) for k in NUMBERS}
+    row = {k: str(getattr(cf, k, '')) for k in WORDS} | {k: float(getattr(cf, k, 'nan')) for k in NUMBERS}
     row |= dict(success=bool(cf.success), code=getattr(cf.reason, 'code', ''), reason=str(cf.reason),
         refined=bool(cf.refined), carried=bool(cf.carried), native=bool(getattr(cf, 'native', False)),
                 shift_h=float(cf.stain_shift.get('H', math.nan)), shift_e=float(cf.stain_shift.get('E', math.nan)))
@@ -55,6 +55,8 @@ class Table:
             raise DataError(f"{self.path}: was made with {other[0]} = {old.get(other[0])}, this run has "
                 f"{new.get(other[0])}; choose another name, or the same settings to go on")
         data = self.path.read_bytes()
+        if data.split(b'\n', 1)[0].decode('utf-8', 'replace') != ','.join(FIELDS):
+            raise DataError(f'{self.path}: has other columns than this version writes; choose another name')
         whole = data[:data.rfind(b'\n') + 1]
         if whole != data:
             with atomic_write(self.path) as f: f.write(whole)

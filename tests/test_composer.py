@@ -7,6 +7,7 @@ from histoxplaining.explainer import Explainer
 from histoxplaining.files import CheckpointError, HxError
 from histoxplaining.features import perceptual
 from histoxplaining.images import from_uint8, read_image, resize
+from histoxplaining.report import caution
 from histoxplaining.results import record
 from histoxplaining.tiles import TileStore
 from histoxplaining.training import TrainConfig, train
@@ -101,6 +102,12 @@ def test_answers_have_the_size_of_their_tiles_and_are_judged_there(model, tiny, 
             same = (cf.counterfactual == tile).all(-1)
             assert ((cf.reconstruction == tile).all(-1) >= same).mean() > .99     # the same region
         else: assert cf.reason.code in ('native', 'reconstruction') and cf.counterfactual is None
+    for tile, was, forced, cf in zip(tiles, plain, native, explain(ex, tiles, **kw)):      # by default nothing is lost
+        assert cf.success == was.success and cf.native == (forced.success and len(tile) > 16)
+        if cf.success and not cf.native and len(tile) > 16:
+            assert (cf.counterfactual == was.counterfactual).all() and cf.smaller == forced.reason
+            assert cf.smaller in caution(cf) and record(cf)['smaller'] == cf.smaller
+        else: assert not cf.smaller
     seeds = explain(ex, seeds=[1, 2, 3], p=.5, native=True)
     assert all(c.reconstruction.shape == (64, 64, 3) and c.original is None for c in seeds if c.native)
     hx_explain(str(own), [str(tiny/'tiles')], n=4, native=1, p=.5, out=str(tmp_path/'r.html'))
@@ -112,7 +119,10 @@ def test_the_packaged_composer_keeps_the_tile_and_the_answer(shared, tmp_path):
     ex = Explainer.from_pretrained('colon-64')
     small, own = explain(ex, paths, native=False), explain(ex, paths)      # a file is larger: composed without asking
     good = [(p, a, b) for p, a, b in zip(paths, small, own) if a.success and b.success]
-    assert len(good) >= 12 and all(b.native and not a.native for _, a, b in good)
+    assert len(good) >= 12 and all(b.success == a.success for a, b in zip(small, own))
+    assert all(b.native or b.smaller for _, a, b in good)
+    good = [v for v in good if v[2].native]
+    assert len(good) >= 11
     for path, a, b in good:
         tile = read_image(path)
         assert b.counterfactual.shape == tile.shape and b.p >= .9 > .5 > b.p_reconstruction and 0 < b.redrawn <= 1
