@@ -334,6 +334,8 @@ class Explainer:
         "The tile store the model was trained on. Raises `DataError` when it is not the same any more."
         if 'data' not in self.card:
             raise DataError(f'{self.folder}: was not trained on a tile store; name the tiles to use')
+        if not Path(self.card['data']).exists():
+            raise DataError(f"{self.card['data']}: no such tile store here; the model learnt from it elsewhere")
         store = TileStore(self.card['data'])
         if store.hash != self.card['data_hash']:
             raise DataError(f"{self.card['data']}: has changed since the model was trained on it; its held-out tiles "
