@@ -260,7 +260,7 @@ class Explorer:
             try: store = explainer.store().val
             except (HxError, KeyError): store = ()
         self.explainer, self.tiles, self.hold, self.n_frames = explainer, store, tuple(hold), frames
-        self.folder = Path(folder)
+        self.folder, self.width = Path(folder), width
         self.classifiers = classifier if isinstance(classifier, dict) else {'' if classifier is None
             else 'given': classifier}
         self._paths, self._path, self._others, self._asking = {}, None, [], False
@@ -270,7 +270,7 @@ class Explorer:
             target = explainer.classes_of(self.classifier)[explainer.class_index(target, self.classifier)]
         self._plane = None if explainer.reference is None else _Plane(explainer)
         self._controls(target, p, views)
-        self._pictures(width)
+        self._pictures()
         self._lay_out()
         self._listen()
         self._latest = Latest(self._busy)
@@ -306,32 +306,35 @@ class Explorer:
             layout=wide(120), disabled=not moves)
         self.cancel = W.Button(description='stop', tooltip='give up this question', layout=wide(80), disabled=True)
 
-    def _pictures(self, width):
+    def _pictures(self):
         "What is shown."
         html = lambda w: W.HTML(layout=W.Layout(width=f'{w}px'))
-        side = W.Layout(width=f'{width}px', height=f'{width}px')
+        side = W.Layout(width='100%', height='auto', margin='0')
         self.original, self.before, self.edited, self.change = (W.Image(format='png', layout=side) for _ in range(4))
         for im in (self.original, self.before, self.edited, self.change): im.add_class('hx-tile')
-        self._left, self._middle, self._right, self._map = (html(width) for _ in range(4))
+        self._left, self._middle, self._right, self._map = (W.HTML() for _ in range(4))
         self.slider = W.IntSlider(0, 0, 1, readout=False, continuous_update=True, tooltip='size of the edit',
-            layout=W.Layout(width=f'{width}px'))
+            layout=W.Layout(width=f'{self.width}px'))
         self.blink = W.ToggleButton(False, description='blink',
             tooltip='the reconstruction in place of the edited picture', layout=W.Layout(width='90px'))
         self.overlay = W.FloatSlider(0, min=0, max=1, step=.1, description='change', readout=False,
             layout=W.Layout(width='230px'))
         self.compare, self.plane = Compare(), LatentPlane(names=list(self.explainer.classes))
         if self._plane is not None: self.plane.points = self._plane.points()
-        self.note, self._size, self.bars, self.curve = W.HTML(), html(320), html(300), html(340)
+        self.note, self._size, self.bars, self.curve = W.HTML(), W.HTML(), html(300), html(340)
         self.strip, self.near = (W.HBox(layout=W.Layout(flex_flow='row wrap')) for _ in range(2))
         self._attributes = _Attributes(self.explainer, self._attribute_moved)
 
     def _lay_out(self):
         "The widget tree."
-        column = lambda *kids: W.VBox(kids, layout=W.Layout(margin='0 14px 10px 0', flex='0 0 auto'))
+        column = lambda *kids: W.VBox(kids, layout=W.Layout(margin='0 14px 10px 0', flex='0 1 auto', max_width='100%'))
         row = lambda *kids: W.HBox(kids, layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
         cap = lambda text: W.HTML(_cap(text))
-        pictures = row(column(self._left, self.original), column(self._middle, self.before),
-            column(self._right, self.edited), column(self._map, self.change))
+        four = ((self._left, self.original), (self._middle, self.before), (self._right, self.edited),
+            (self._map, self.change))
+        # beside each other where there is room for it, else two by two
+        pictures = W.GridBox([W.VBox(v) for v in four], layout=W.Layout(max_width=f'{4 * self.width + 42}px',
+            grid_template_columns='repeat(auto-fit, minmax(160px, 1fr))', grid_gap='14px', margin='0 0 10px 0'))
         places = [column(cap('Encoded tiles: pick one'), self.plane)] if self._plane is not None else []
         which = [self.which] if len(self.classifiers) > 1 else []
         self.widget = W.VBox([W.HTML(_CSS),
@@ -589,7 +592,7 @@ class Explorer:
         self._right.value = _cap(title, True)
         wanted = p[cf.classes.index(cf.target)]
         self._size.value = _cap(f'size of the edit {size:.2f} s.d., p({escape(cf.target)}) {escape(p_text(wanted))}')
-        self._map.value = _cap('Change: orange more, blue less')
+        self._map.value = _cap('Orange more, blue less')
         self.bars.value = _cap('What the classifier says to it') + _bars(cf.classes, p, cf)
         self.curve.value = _curve(cf, size, wanted)
 

@@ -247,7 +247,7 @@ CHANGED = "([k, old]) => document.querySelectorAll('.hx-compare img')[k].getAttr
 
 def test_the_explorer_as_a_page_of_its_own(page):
     mine, see = picture(page, 0), lambda k: page.locator('.hx-compare img').nth(k).get_attribute('src')
-    page.locator('.hx-map circle').nth(40).click(force=True)             # a point of the map: another tile
+    page.locator('.hx-map circle').nth(43).click(force=True)             # a point of the map: another tile
     page.get_by_text(re.compile(r'^Encoded tile \d')).wait_for()          # not the caption of the map
     page.wait_for_timeout(500)
     assert picture(page, 0) != mine and see(0) != see(1)
