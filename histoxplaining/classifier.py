@@ -807,6 +807,7 @@ def train_classifier(
 )->Classifier:
     """Train a classifier on the tiles to learn from, choose its epoch and temperature among those, measure it on the
     held-out ones. Raises `DataError` and `CheckpointError`."""
+    if stability < 0: raise DataError(f'stability {stability}: expected a weight of 0 or more')
     by = split_by or store.manifest['split_by']
     train, val = store.split(split_by)
     _whole_classes((train, val))

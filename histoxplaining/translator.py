@@ -79,6 +79,8 @@ class Translator(nn.Module):
     ):
         super().__init__()
         self.n_classes, self.fold = n_classes, fold or (max(1, feat_shape[1] // 16) if feat_shape else 1)
+        if feat_shape and feat_shape[1] % self.fold:
+            raise HxError(f'fold {fold}: expected a divisor of {feat_shape[1]}, the side of the layout code')
         self.init = dict(w_dim=w_dim, feat_shape=None if feat_shape is None else list(feat_shape), n_classes=n_classes,
             width=width, blocks=blocks, told=told, border=border, fold=self.fold)
         self.register_buffer('mean', torch.zeros(w_dim))       # of encoded tiles: set by `measure`
