@@ -34,9 +34,9 @@ REACH = 16.   # no edit goes further, in standard deviations of encoded tissue
 
 @dataclass(frozen=True)
 class Ask:
-    "What is asked about tiles of one class. Methods read of it what concerns them."
-    source:int               # class they are given now
-    target:int               # class they should be given
+    "What is asked about tiles. Methods read of it what concerns them."
+    source:int|tuple         # class they are given now, or one for each of them
+    target:int|tuple         # class they should be given, or one for each of them
     p:float=.9               # how sure the classifier should be
     views:int=1              # p must hold for the mean of so many dihedral views too
     hold:tuple=('stain',)    # what the edit must leave alone
@@ -52,6 +52,13 @@ class Ask:
     def goal(self): return math.log(self.p / (1 - self.p))
 
     def judge(self, explainer): return self.classifier or explainer.classifier
+
+    def of(self, idx):
+        "What is asked about some of the tiles; plain classes where all go from one to another."
+        if isinstance(self.target, int): return self
+        s, t = (tuple(v[i] for i in idx) for v in (self.source, self.target))
+        same = len(set(s)) == len(set(t)) == 1
+        return replace(self, source=s[0] if same else s, target=t[0] if same else t)
 
     def odds(self, explainer, img):
         "Log-odds of the target for pictures `[N, 3, H, W]` in [-1, 1]: `[N]`, differentiable."
@@ -178,7 +185,8 @@ class _Rays:
     def __init__(self, explainer, code, edit, start, ask, odds, finish, batch):
         self.ex, self.code, self.edit, self.ask, self.finish, self.batch = explainer, code, edit, ask, finish, batch
         if odds is None:
-            odds = [m for i in range(0, len(start), batch) for m in judged(explainer, start[i:i + batch], ask, 1)]
+            odds = [m for i in range(0, len(start), batch)
+                for m in judged(explainer, start[i:i + batch], ask.of(range(i, min(i + batch, len(start)))), 1)]
         self.seen = [[Trial(0., float(m), pic)] for m, pic in zip(odds, start)]
         self.expected = [edit.expected(i) for i in range(len(code))]
 
@@ -189,7 +197,7 @@ class _Rays:
             j, at = idx[i:i + self.batch], sizes[i:i + self.batch]
             img = moved(self.ex, self.code[j], self.edit.pick(j), np.float32(at))
             pics = to_uint8(img) if self.finish is None else self.finish(img, j)
-            for k, t, m, pic in zip(j, at, judged(self.ex, pics, self.ask, views), pics):
+            for k, t, m, pic in zip(j, at, judged(self.ex, pics, self.ask.of(j), views), pics):
                 if all(t != v.size for v in self.seen[k]):
                     self.seen[k] = sorted([*self.seen[k], Trial(t, m, pic)], key=lambda v: v.size)
 
@@ -208,11 +216,13 @@ class _Rays:
 
     def again(self, views):
         "What seemed enough is judged once more, from all sides."
-        few = [(s, k) for s in self.seen for k, v in enumerate(s) if v.size > 0 and v.log_odds >= self.ask.goal]
-        for i in range(0, len(few), self.batch):
-            part = few[i:i + self.batch]
-            for (s, k), m in zip(part, judged(self.ex, np.stack([s[k].picture for s, k in part]), self.ask, views)):
-                s[k] = s[k]._replace(log_odds=m)
+        few = [(i, k) for i, s in enumerate(self.seen) for k, v in enumerate(s)
+            if v.size > 0 and v.log_odds >= self.ask.goal]
+        for at in range(0, len(few), self.batch):
+            part = few[at:at + self.batch]
+            pics = np.stack([self.seen[i][k].picture for i, k in part])
+            for (i, k), m in zip(part, judged(self.ex, pics, self.ask.of([i for i, _ in part]), views)):
+                self.seen[i][k] = self.seen[i][k]._replace(log_odds=m)
 
     def between(self, scan):
         "Further looks on the way to the crossing, for paths that may come back."
@@ -262,7 +272,7 @@ def _guess(explainer, code, edit, start, ask, low, batch, looks=3):
         for i in range(0, len(k), batch):
             j = k[i:i + batch]
             img = moved(explainer, code[j], edit.pick(j), np.float32(sizes[i:i + batch]), low)
-            out += ask.odds(explainer, resize_batch(img, explainer.size)).cpu().tolist()
+            out += ask.of(j).odds(explainer, resize_batch(img, explainer.size)).cpu().tolist()
         return out
     every = list(range(len(code)))
     zero, goal = odds(every, [0.] * len(code)), ask.goal + 1e-5
@@ -687,15 +697,18 @@ def translate(
     answers one per draw of noise."""
     T = explainer.translator
     if T is None: raise NoDirection('translate: no translator was trained for this model: hx_translator makes one')
-    name = explainer.classes_of(ask.classifier)[ask.target]
-    if name not in explainer.classes:
-        raise NoDirection(f"translate: the translator was trained for {', '.join(explainer.classes)} and not for "
-            f"{name}: hx_translator --classifier makes one")
     w, n, edits = code.mean, len(code), []
+    names = explainer.classes_of(ask.classifier)
+    wanted = [names[k] for k in ([ask.target] * n if isinstance(ask.target, int) else ask.target)]
+    for name in wanted:
+        if name not in explainer.classes:
+            raise NoDirection(f"translate: the translator was trained for {', '.join(explainer.classes)} and not for "
+                f"{name}: hx_translator --classifier makes one")
+    target = torch.tensor([explainer.classes.index(name) for name in wanted], device=w.device)
     noise = torch.randn(ask.n, NOISE, generator=stream(ask.seed, 'translate')).to(w)
     noise[0] = 0                                                     # the one answer is the middle one
     for k, z in enumerate(noise):
-        asked = Asked.one(n, explainer.classes.index(name), ask.typical, ask.closeness, z.expand(n, -1), w.device)
+        asked = replace(Asked.one(n, 0, ask.typical, ask.closeness, z.expand(n, -1), w.device), target=target)
         parts = [T(w[i:i + 64], None if code.feat is None else code.feat[i:i + 64], asked[slice(i, i + 64)])
             for i in range(0, n, 64)]
         dw, df = torch.cat([p[0] for p in parts]), None if code.feat is None else torch.cat([p[1] for p in parts])
@@ -772,20 +785,20 @@ def pruned(
     it is; so does one for a classifier without gradients."""
     if not differentiable(explainer, ask): return edit
     @torch.no_grad()
-    def enough(part, some, keep):
+    def enough(part, some, keep, ask):
         w, feat = _part(some, keep)
         img = from_uint8(to_uint8(moved(explainer, part, replace(some, w=w, feat=feat), some.whole)))
         return ask.odds(explainer, img.to(w)) >= ask.goal + MARGIN
     kept = []
     for i in range(0, len(code), batch):
         idx = list(range(i, min(i + batch, len(code))))
-        part, some = code[idx], edit.pick(idx)
-        rank = _needed(explainer, part, some, ask).argsort(1).argsort(1)   # the least needed first
+        part, some, mine = code[idx], edit.pick(idx), ask.of(idx)
+        rank = _needed(explainer, part, some, mine).argsort(1).argsort(1)   # the least needed first
         low = torch.zeros(len(idx), dtype=torch.long, device=rank.device)
         high = torch.full_like(low, rank.shape[1])
         while (low < high).any():
             middle = (low + high + 1) // 2
-            ok = enough(part, some, (rank >= middle[:, None]).float())
+            ok = enough(part, some, (rank >= middle[:, None]).float(), mine)
             low, high = torch.where(ok, middle, low), torch.where(ok, high, middle - 1)
         kept.append((rank >= low[:, None]).float())
     kept = torch.cat(kept)

@@ -19,7 +19,7 @@ from .networks import Discriminator, Encoder, Generator, ProjectedDiscriminator
 from .augmentation import AdaptiveP, Augment, light, random_view
 from .losses import (alexnet_weights, classifier_kl, coarse_l1, d_hinge, d_logistic, g_hinge,
     g_nonsaturating, path_lengths, r1_penalty, sliced_wasserstein, style_distance, texture_statistics)
-from .distributed import average, gather, places, world
+from .distributed import average, gather, places, share, world
 from .monitoring import Guard
 from .translator import Translator, distillation_terms, told_class, translator_terms
 from .prior import Prior, prior_terms
@@ -60,7 +60,7 @@ class TrainConfig:
     # its short way: squares of pixels, begun at their principal components. None: init's, else no
     feat_patch:bool|None = None
     num_fp16_res:int|None = None   # finest resolutions in half precision; None: 4 on a GPU
-    bf16:bool|None = None          # networks in bfloat16 on a CPU; None: where its processor does that by itself
+    bf16:bool|None = None          # networks in bfloat16 on a CPU; None: where that is measured to be faster
     noise:bool|None = None         # noise inputs; StyleEx: off, texture must not live where the encoder cannot see it
     mixing:float|None = None       # probability of style mixing; stylegan2: 0.9, else 0
     lr:float = .0025               # of generator and plain discriminator
@@ -194,7 +194,7 @@ def _defaults(cfg, size, found):
         feat_channels=(found.get('feat_channels') or 8) if enc else 0,
         feat_res=finer * found.get('feat_res', usual) if found.get('feat_channels') else usual,
         feat_patch=patch, feat_drop=0. if patch else .125,
-        num_fp16_res=0 if cfg.device == 'cpu' else 4, bf16=bfloat16_pays(cfg.device),
+        num_fp16_res=0 if cfg.device == 'cpu' else 4,
         ae_kimg=min(cfg.kimg / 5, 50) if cfg.arch == 'StyleEx' else 0., warm_kimg=min(cfg.kimg / 10, 100),
         r1_gamma=.0002 * size**2 / cfg.batch, ema_kimg=cfg.batch * 10 / 32,
         proj_res=size // 2 if composer else min(2 * size, 224), t_width=96, t_blocks=5,
@@ -208,6 +208,8 @@ def resolve(
     "Fill in everything that was left to be decided. Raises `HxError` for a setting that cannot be."
     _check(cfg, size, found)
     if cfg.device == 'auto': cfg = replace(cfg, device='cuda' if torch.cuda.is_available() else 'cpu')
+    # measured, and processes that measure for themselves need not agree
+    if cfg.bf16 is None: cfg = replace(cfg, bf16=share(bfloat16_pays(cfg.device)))
     cfg = replace(cfg, **{k: v for k, v in _defaults(cfg, size, found or {}).items() if getattr(cfg, k) is None})
     has_plain = cfg.arch != 'autoencoder' and cfg.disc != 'projected'
     of = f'is for the plain discriminator, and arch {cfg.arch} with disc {cfg.disc} has none'
