@@ -9,6 +9,7 @@ of answers that go to class C, and `own/C` of unedited pictures (reconstructed, 
 drawing alone costs. The last line is JSON."""
 import argparse, json, time
 from collections import Counter
+from dataclasses import replace
 import numpy as np
 from PIL import Image
 
@@ -110,12 +111,14 @@ def main():
         begin = time.perf_counter()
         took[native] = explain(ex, tiles, native=native, views=a.views, classifier=clf)
         seconds[native] = (time.perf_counter() - begin) / len(tiles)
+    # one that did not hold at the size of its tile is no composed answer
+    reasons = Counter((c.smaller or c.reason).code for c in took[True] if not c.native and c.source != c.target)
+    took[True] = [replace(c, success=False, reason=c.smaller) if c.smaller else c for c in took[True]]
     known = training_tiles(store, f)
     for name, native, side in (("model's size", False, ex.size), ('enlarged', False, FACTOR * ex.size),
             ('composed', True, FACTOR * ex.size)):
         pairs = pairs_of(took[native], name, side)
         rows.append(row(name, pairs, clf or ex.classifier, oracle, store, known, f, seconds[native]))
-    reasons = Counter(c.reason.code for c in took[True] if not c.success and c.source != c.target)
     redrawn = float(np.median([c.redrawn for c in took[True] if c.native]))
     print('without an answer, composed:', dict(reasons), f'share that is drawn anew, median: {redrawn:.3f}')
     if a.picture:

@@ -29,7 +29,8 @@ def _none(): return np.zeros((0,), np.float32)
 
 class Reason(str):
     """Why there is no answer, in words; `code` is what to count by: 'already', 'size', 'outside', 'reconstruction',
-    'limit', 'below', 'native' or 'no method'. Empty on success."""
+    'limit', 'below' or 'no method'; of an answer that is not at the size of its tile 'native' too. Empty on
+    success."""
     def __new__(cls, code='', text=''):
         self = super().__new__(cls, text)
         self.code = code
@@ -94,7 +95,7 @@ class Counterfactual:
     # draws, once after the reconstruction and once after the edited picture
     native:bool = False
     redrawn:float = float('nan')      # share of the pixels that the composer drew; the others are the tile's
-    smaller:str = ''                  # why the answer is at the model's size, although the tile is larger
+    smaller:str = ''                  # why the answer is at the model's size, and not at that of its tile
     ghosting:float = float('nan')     # share of carried detail where the edit is (room `inversion`)
     seconds:float = float('nan')      # per picture, encoding to final picture
 
@@ -508,7 +509,7 @@ def _solve(job, cfs, method, frames, scan, say):
 
 def _at_own_size(explainer, cf, tile, ask):
     """An answer at the size of its tile: every picture is composed, and judged anew as it is. One that does not hold
-    there is none. Where the tile is no larger than the model's pictures, all of it is drawn anew."""
+    there is withdrawn. Where the tile is no larger than the model's pictures, all of it is drawn anew."""
     if not cf.success: return cf
     cf = replace(cf)
     ask = replace(ask, source=cf.classes.index(cf.source), target=cf.classes.index(cf.target))
@@ -540,7 +541,7 @@ def _at_own_size(explainer, cf, tile, ask):
 def _as_large_as_holds(explainer, cf, tile, ask):
     "An answer at the size of its tile where it holds there; else as it was, which says why."
     large = _at_own_size(explainer, cf, tile, ask)
-    return large if large.success or not cf.success else replace(cf, smaller=str(large.reason))
+    return large if large.success or not cf.success else replace(cf, smaller=large.reason)
 
 def _withdraw(cf, reason):
     "An answer that was found and does not hold."
@@ -579,8 +580,8 @@ def explain(
     scan:int=0,              # further sizes looked at before the crossing, for paths that may come back
     prune:bool=False,        # translator: take back the parts of its step that the classifier does not need
     views:int=1,             # up to eight: p must hold for the picture and for the mean of so many dihedral views
-    # draw answers at the tiles' own sizes, by the model's composer; None: where it has one, a tile is larger than its
-    # pictures and the answer holds so; True: all, seeds and small tiles at four times the model's size
+    # draw answers at the tiles' own sizes, by the model's composer, where they hold so; None: where it has one and a
+    # tile is larger than its pictures; True: all, seeds and small tiles at four times the model's size
     native:bool|None=None,
     callback=None,           # called with a word for what comes next; what it raises ends the search
 )->list:
@@ -656,8 +657,7 @@ def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_re
         tile = own[i] if own else None
         larger = explainer.composer is not None and not carry and tile is not None and len(tile) > explainer.size
         if native or native is None and larger:
-            how = _at_own_size if native else _as_large_as_holds
-            out[i] = [how(explainer, cf, tile, ask) for cf in answers]
+            out[i] = [_as_large_as_holds(explainer, cf, tile, ask) for cf in answers]
     for cf in (c for answers in out for c in answers): cf.seconds = (time.perf_counter() - start) / len(cfs)
     return [a[0] for a in out] if ask.n == 1 else out
 

@@ -164,10 +164,26 @@ def _beside(cfg, arch):
             f'{folder}: no {path.name}: a {cfg.arch} learns from what it answers (hx_{arch} makes one)')
     return load_network(kind, path)
 
-def _go_on_from(st, key, donor, what):
-    "Put weights into a network and its average."
+def _guide(cfg, classes):
+    "Generator, encoder and translator of a model of half the size. Raises `CheckpointError`, `HxError`."
+    folder = Path(cfg.guide)/'model' if (Path(cfg.guide)/'model').is_dir() else Path(cfg.guide)
+    (G, E, _, card), path = load_model(folder), folder/'translator.safetensors'
+    if not path.exists(): raise CheckpointError(f'{folder}: no {path.name}, so it cannot guide another one')
+    if (2 * G.size, list(card['classes'])) != (cfg.size, list(classes)):
+        raise HxError(f'guide: {folder} has pictures of {G.size} px and classes {", ".join(card["classes"])}: expected '
+            f'{cfg.size // 2} px and {", ".join(classes)}')
+    return [net.requires_grad_(False).eval().to(cfg.device) for net in (G, E, load_network(Translator, path))]
+
+def _go_on_from(st, key, donor, what, known, classes):
+    "Put weights into a network and its average. A translator may hear of other classes than before."
+    weights = donor.state_dict()
+    if key == 'T' and list(known) != list(classes):
+        # it is told w, a class, and then the rest
+        w, n = weights['tell.0.weight'], donor.init['w_dim']
+        new = _embedding(w[:, n:n + len(known)], list(known), list(classes))
+        weights['tell.0.weight'] = torch.cat([w[:, :n], new, w[:, n + len(known):]], 1)
     for net in (st.nets[key], st.ema[key]):
-        try: net.load_state_dict(donor.state_dict())
+        try: net.load_state_dict(weights)
         except RuntimeError as e:
             why = str(e).splitlines()[-1].strip()
             raise CheckpointError(f'{what} to go on from: of another shape ({why})') from None
@@ -228,12 +244,15 @@ def _prepare(cfg, state, classifier):
     if start: _begin(st, cfg, store.classes, start)
     if state is None and cfg.feat_patch and not (start and not _other_code(st.G.init, start[0].init)):
         _patches(st, cfg, store)
-    for k, donor in donors.items(): _go_on_from(st, dict(translator='T', prior='F', composer='C')[k], donor, k)
+    known = start[3].get('classes', store.classes) if start else store.classes
+    for k, donor in donors.items():
+        _go_on_from(st, dict(translator='T', prior='F', composer='C')[k], donor, k, known, store.classes)
     if start and cfg.arch in ('translator', 'prior') and not donors: _units(st, cfg, store)
     if state is not None:
         new = st.load_state_dict(state)
         if new and rank() == 0: print(f'not in the checkpoint, started afresh: {", ".join(new)}')
     if st.nimg < cfg.distill_kimg * 1000: st.teacher = _beside(cfg, 'translator').to(cfg.device)
+    if cfg.guide: st.guide = _guide(cfg, store.classes)
     broadcast([*st.nets.state_dict().values(), *st.ema.state_dict().values()])
     return store, cfg, clf, st
 

@@ -119,6 +119,10 @@ class TrainConfig:
     t_width:int|None = None
     t_blocks:int|None = None
     t_fold:int|None = None
+    # translator: a model of half the size with a translator for the same classes: what it changes is to be changed here,
+    # seen from as far
+    guide:str|None = None
+    guide_weight:float = 10.
     # translator: so many thousand tiles in which it learns to do what the one beside the model does, before the game
     distill_kimg:float = 0
     ema_kimg:float|None = None     # half life of the moving averages; None: 10 batch / 32
@@ -178,6 +182,7 @@ def _check(cfg, size, found):
                 f'{k} {getattr(cfg, k)}: a {cfg.arch} takes the codes of its model as they are; leave it out')
     _must(not cfg.distill_kimg or cfg.arch == 'translator' and not cfg.beside, f'distill_kimg {cfg.distill_kimg}: a '
         f'new translator learns from the one beside the model; leave it out for {cfg.arch}, and with beside')
+    _must(not cfg.guide or cfg.arch == 'translator', f'guide {cfg.guide}: only a translator is guided')
     _must((cfg.t_width or 8) % 8 == 0, f't_width {cfg.t_width}: expected a multiple of 8')
     _must(0.5 <= cfg.sure < 1, f'sure {cfg.sure}: expected a probability from 0.5 to below 1')
 
@@ -295,6 +300,7 @@ class TrainState:
         self.nimg, self.seconds, self.lr_scale, self.parts = 0, 0., 1., _shares(cfg)
         self.since_best = 0                                            # measurements since the best one
         self.teacher = None                                            # the translator that another one learns from
+        self.guide = None                                              # generator, encoder, translator of half the size
 
     def __getattr__(self, k):
         if k in ('G', 'E', 'D', 'P', 'T', 'F', 'C'): return self.nets[k] if k in self.nets else None

@@ -178,6 +178,16 @@ def _length(step, sd):
     return (dw / sd).square().mean(1).add(1e-8).sqrt() + (0 if df is None
         else df.square().mean(1).add(1e-8).sqrt().mean([1, 2]))
 
+def _guided(st, x, recon, img, asked):
+    """How far a change, seen at half the size, is from the one that a model of half the size makes there `[N]`."""
+    G, E, T = st.guide
+    with torch.no_grad():
+        w, feat = E.encode(F.avg_pool2d(x, 2))
+        w = w[:, 0]
+        before, after = (G.synthesis(*code, noise_mode='none').clamp(-1, 1)
+            for code in ((w, feat), stepped(w, feat, T(w, feat, asked))))
+    return (F.avg_pool2d(img - recon, 2) - (after - before)).abs().mean([1, 2, 3])
+
 def nearness(
     cfg,         # a `TrainConfig`
     closeness,   # [N], from 0 to 1
@@ -217,6 +227,7 @@ def translator_terms(
              (1 - .5 * asked.typical.float())).mean(),
          'near': (close * dist(img, recon)).mean(),
          'cycle': cycle, 'stain': cfg.stain_weight * stain.mean(), 'plane': cfg.plane_weight * plane.mean()}
+    if st.guide is not None: t['guide'] = cfg.guide_weight * _guided(st, x, recon, img, asked).mean()
     if cfg.fade_weight: t['fade'] = cfg.fade_weight * _fading(recon, img).mean()
     # what tissue of the class looks like is not only what the classifier needs
     price = close * (1 - asked.typical.float())

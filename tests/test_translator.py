@@ -1,12 +1,15 @@
 """The translator: trained by the one loop, resumed to the bit, kept beside its model, and an answer as a whole."""
+from dataclasses import replace
 import numpy as np, pytest, torch
 from histoxplaining.checkpoints import RunDir, load_network
+from histoxplaining.classifier import Classifier
 from histoxplaining.cli import continued, hx_translator
 from histoxplaining.counterfactual import explain
 from histoxplaining.explainer import Code, Explainer
 from histoxplaining.files import HxError
+from histoxplaining.tiles import TileStore
 from histoxplaining.training_step import TrainConfig, resolve
-from histoxplaining.training import train
+from histoxplaining.training import _prepare, train
 from histoxplaining.translator import Translator
 
 SIZES = dict(channel_base=256, channel_max=16)
@@ -72,6 +75,35 @@ def test_a_smaller_one_learns_from_the_one_beside_the_model(tiny, model, tmp_pat
     # a composer, and another run, take its shape from the weights
     same = train(config(tiny, model, kimg=.008, init=str(whole.model), beside=True), tmp_path/'same', clf, quiet=True)
     assert {k: v.shape for k, v in weights(same).items()} == {k: v.shape for k, v in a.items()}
+
+
+def test_it_goes_on_with_other_classes_and_guides_one_of_twice_the_size(tiny, model, tmp_path):
+    data, clf = str(tiny/'tiles.lmdb'), tiny/'classifier.safetensors'
+    old = train(config(tiny, model, kimg=.016), tmp_path/'old', clf, quiet=True)
+    # the same two classes by other names: the one that it knew keeps its column, a new one begins as the mean
+    known = TileStore(data).classes
+    names = (known[0], 'another')
+    store = TileStore.create(tiny/'tiles', tmp_path/'new.lmdb', size=16, classes=dict(zip(names, known)))
+    other = Classifier.load(clf)
+    other.classes = names
+    new = config(tiny, old, data=str(store.path), init=str(old.path), beside=True, kimg=.008)
+    st = _prepare(new, None, other)[-1]
+    a, b = (v['tell.0.weight'] for v in (load_network(Translator, old.model/'translator.safetensors').state_dict(),
+        st.T.state_dict()))
+    n = st.G.w_dim
+    assert torch.equal(a[:, :n], b[:, :n]) and torch.equal(a[:, n + 2:], b[:, n + 2:])
+    assert torch.equal(a[:, n], b[:, n]) and torch.equal(b[:, n + 1], a[:, n:n + 2].mean(1))
+    # and a guide of half the size says what the change should be
+    large = TileStore.create(tiny/'tiles', tmp_path/'large.lmdb', size=32)
+    first = train(TrainConfig(data=str(large.path), arch='autoencoder', batch=8, kimg=.016, perceptual='lite0',
+        **SIZES), tmp_path/'first', clf, quiet=True)
+    guided = config(tiny, first, data=str(large.path), init=str(first.path), guide=str(old.path), kimg=.016)
+    run = train(guided, tmp_path/'guided', clf, quiet=True)
+    assert any('guide' in r for r in run.read_log())
+    with pytest.raises(HxError, match='has pictures of 16 px and classes .*: expected 8 px'):
+        train(config(tiny, model, guide=str(old.path)), tmp_path/'x', clf, quiet=True)
+    with pytest.raises(HxError, match='only a translator is guided'):
+        train(replace(guided, arch='autoencoder'), tmp_path/'y', clf, quiet=True)
 
 
 def test_parts_of_a_batch_make_the_step_of_the_whole(tiny, model, tmp_path):
