@@ -134,7 +134,7 @@ def _decided(explainer, p, target, classifier=None):
         classifier)] * len(p)
 
 # optical density of each level of a channel
-DENSITY = optical_density(from_uint8(np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)))[0, 0].flatten().numpy()
+DENSITY = optical_density(torch.arange(256.) / 127.5 - 1).numpy()
 
 def _compare(cfs):
     """Heat map, stain maps, stain shift and area of answers of one size, from the picture before the edit to the final

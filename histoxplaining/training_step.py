@@ -119,8 +119,8 @@ class TrainConfig:
     t_width:int|None = None
     t_blocks:int|None = None
     t_fold:int|None = None
-    # translator: a model of half the size with a translator for the same classes: what it changes is to be changed here,
-    # seen from as far
+    # translator: a model of half the size with a translator for the same classes: what it changes is to be changed
+    # here, seen from as far
     guide:str|None = None
     guide_weight:float = 10.
     # translator: so many thousand tiles in which it learns to do what the one beside the model does, before the game

@@ -188,6 +188,18 @@ def _guided(st, x, recon, img, asked):
             for code in ((w, feat), stepped(w, feat, T(w, feat, asked))))
     return (F.avg_pool2d(img - recon, 2) - (after - before)).abs().mean([1, 2, 3])
 
+def _alike(st, cfg, w, feat, recon, img, asked, idx):
+    """How alike two draws for one tile change it, of a quarter of the tiles. Unlike the cosine it pulls hardest where
+    two are the same."""
+    i = [k for k, n in enumerate(idx) if n % 4 == 0]                   # the same tiles however the batch is dealt out
+    if not i: return img.sum() * 0
+    again = Asked(asked.target[i], asked.typical[i], asked.closeness[i],
+        draw((len(asked.noise[0]),), cfg.seed, 'asked-again', [idx[k] for k in i]).to(w))
+    f = None if feat is None else feat[i]
+    other = st.G.synthesis(*stepped(w[i], f, st.T(w[i], f, again)), noise_mode='none')
+    apart = (change(recon[i], img[i]) - change(recon[i], other)).norm(dim=1)
+    return F.relu(1 - apart).mean() * (4 * len(i) / len(idx))
+
 def nearness(
     cfg,         # a `TrainConfig`
     closeness,   # [N], from 0 to 1
@@ -233,17 +245,7 @@ def translator_terms(
     price = close * (1 - asked.typical.float())
     if cfg.pattern_weight: t['pattern'] = cfg.pattern_weight * (price * _pattern(recon, img)).mean()
     if cfg.length_weight: t['length'] = cfg.length_weight * (price * _length(step, st.T.sd)).mean()
-    if cfg.unlike_weight:
-        i = [k for k, n in enumerate(idx) if n % 4 == 0]               # the same tiles however the batch is dealt out
-        if i:
-            again = Asked(asked.target[i], asked.typical[i], asked.closeness[i],
-                draw((len(asked.noise[0]),), cfg.seed, 'asked-again', [idx[k] for k in i]).to(w))
-            f = None if feat is None else feat[i]
-            other = st.G.synthesis(*stepped(w[i], f, st.T(w[i], f, again)), noise_mode='none')
-            # unlike the cosine it pulls hardest where two are the same
-            apart = (change(recon[i], img[i]) - change(recon[i], other)).norm(dim=1)
-            t['unlike'] = cfg.unlike_weight * F.relu(1 - apart).mean() * (4 * len(i) / len(idx))
-        else: t['unlike'] = img.sum() * 0
+    if cfg.unlike_weight: t['unlike'] = cfg.unlike_weight * _alike(st, cfg, w, feat, recon, img, asked, idx)
     return t, dict(img=img, feats=feats, c=c, recon=recon, asked=asked,
         flipped=(odds.detach() > math.log(9)).float().mean())
 
