@@ -20,7 +20,7 @@ from histoxplaining.images import (dihedral, from_uint8, jpeg, resize_batch, res
     zoom)
 from .augmentation import dihedral_batch
 from .tiles import Batches
-from .backbones import architecture, backbone, hub_architecture, load_weights
+from .backbones import architecture, backbone, fold_norms, has_hooks, hub_architecture, load_weights
 
 _make = architecture   # its name before it had a room of its own
 
@@ -129,7 +129,7 @@ class Classifier(nn.Module):
         self.model, self.classes, self.size = model, ordered_classes(classes), int(size)
         self.temperature = float(temperature)
         self.arch, self.report, self.output, self.column, self.grey = arch, report or {}, output, column, grey
-        self.detached = False
+        self.detached, self._folded = False, ((), model)
         if output not in OUTPUTS[1:]:
             raise DataError(f"output: expected one of {', '.join(OUTPUTS[1:])}, found {output!r}")
         for k, v in (('mean', constants('mean', mean)), ('std', constants('std', std))):
@@ -143,7 +143,16 @@ class Classifier(nn.Module):
         another form."""
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise DataError(f'expected float pictures [N, 3, H, W] in [-1, 1], found {x.dtype} {list(x.shape)}')
-        return self.read(self.model(self.normalised(x.detach() if self.detached else x)), len(x))
+        return self.read(self._running()(self.normalised(x.detach() if self.detached else x)), len(x))
+
+    def _running(self):
+        "The model; of one by name that is frozen the copy without norms, made anew when its weights are others."
+        if self.arch is None or self.training or not isinstance(self.model, nn.Module): return self.model
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        if self.model.training or any(v.requires_grad for v in weights) or has_hooks(self.model): return self.model
+        now = tuple((v.data_ptr(), v._version) for v in weights)
+        if self._folded[0] != now: self._folded = now, fold_norms(self.model)
+        return self._folded[1]
 
     def read(self, out, n:int)->torch.Tensor:
         "Logits `[n, classes]` from what the model gave for n pictures. Raises `DataError`."

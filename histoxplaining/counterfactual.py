@@ -634,15 +634,16 @@ def _explain(explainer, names, originals, code, recon, of_files, of_tiles, of_re
     sources, targets = _decided(explainer, p_orig, target, ask.classifier)
     classes = explainer.classes_of(ask.classifier)
     distance, limit = explainer.reference.distance(code.mean).tolist(), mahalanobis_limit(explainer)
+    says, small, w = p_recon.argmax(1).tolist(), p_small.argmax(1).tolist(), code.mean.cpu().numpy()
+    before, after = p_orig.tolist(), p_recon.tolist()
     cfs, out = [], []
     for i, (s, t) in enumerate(zip(sources, targets)):
         cf = Counterfactual(names[i], classes, classes[s], classes[t], ask.p, method,
             None if originals is None else originals[i], recon[i],
-                            p_original=float('nan') if originals is None else float(p_orig[i, t]),
-                                p_reconstruction=float(p_recon[i, t]), distance=distance[i], limit=limit,
-                            w=np.repeat(code.mean[i:i + 1].cpu().numpy(), 2, 0), carried=carry, refined=i in off)
-        cf.reason = _abstain(cf, classes[int(p_recon[i].argmax())], originals is not None,
-            classes[int(p_small[i].argmax())], (sizes[i] if sizes else explainer.size, explainer.size))
+            p_original=float('nan') if originals is None else before[i][t], p_reconstruction=after[i][t],
+            distance=distance[i], limit=limit, w=np.repeat(w[i:i + 1], 2, 0), carried=carry, refined=i in off)
+        cf.reason = _abstain(cf, classes[says[i]], originals is not None, classes[small[i]],
+            (sizes[i] if sizes else explainer.size, explainer.size))
         cfs.append(cf); out.append([cf])
     asked = [i for i, c in enumerate(cfs) if not c.reason]
     ask, logits = replace(ask, source=tuple(sources), target=tuple(targets)), of_tiles if carry else of_recon

@@ -114,6 +114,7 @@ class Code:
 
     def __getitem__(self, i):
         i = [i] if isinstance(i, (int, np.integer)) else i
+        if isinstance(i, list) and i == list(range(len(self))): return self       # all of them: nothing to copy
         return Code(self.w[i], None if self.feat is None else self.feat[i])
 
     @property

@@ -36,10 +36,10 @@ def _alexnet(weights=None):
     if path is None:
         raise CheckpointError('needs the ImageNet weights of AlexNet (alexnet-owt-7be5be79.pth): put the file into '
             '$HX_WEIGHTS or the torch hub cache')
-    net = alexnet(weights=None).features
+    with torch.device('meta'): net = alexnet(weights=None).features    # a third of a second of random weights is saved
     net.load_state_dict({k.removeprefix('features.'): v for k,
-        v in load_tensors(path).items() if k.startswith('features.')})
-    return net[:12]
+        v in load_tensors(path).items() if k.startswith('features.')}, assign=True)
+    return net[:12].float()
 
 class PerceptualDistance(nn.Module):
     """Distance of pictures `[N, 3, H, W]` in [-1, 1] as the mean over positions of the squared distance of `maps`,

@@ -90,6 +90,7 @@ class Edit:
 
     def pick(self, idx):
         "The rays of some of the codes."
+        if self.reach is not None and isinstance(idx, list) and idx == list(range(len(self.reach))): return self
         some = {k: None if v is None else v[idx] for k, v in vars(self).items() if k not in ('name', 'curve')}
         return Edit(self.name, **some, curve=self.curve)
 

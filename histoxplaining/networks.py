@@ -17,7 +17,7 @@ from .images import resize_batch
 from .operators import bias_act, setup_filter, upsample2d
 from .layers import (Conv2d, FullyConnected, MinibatchStd, RESAMPLE, in_full, in_reduced,
     modulated_conv2d, normalize_2nd_moment, precision)
-from .backbones import backbone
+from .backbones import backbone, fold_norms
 
 # %% ../nbs/10_networks.ipynb #aaba36b7
 def channels(
@@ -427,7 +427,7 @@ class ProjectedDiscriminator(nn.Module):
     ):
         super().__init__()
         self.res = res or min(2 * size, 224)
-        self.net = backbone('tf_efficientnet_lite0', pretrained=True) if net is None else net
+        self.net = fold_norms((backbone('tf_efficientnet_lite0', pretrained=True) if net is None else net).eval())
         with torch.no_grad(): chs = [f.shape[1] for f in self._stages(torch.zeros(1, 3, 64, 64))]
         self.ccm = nn.ModuleList(nn.Conv2d(ch, width, 1, bias=False) for ch in chs)
         self.csm = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for ch in chs)
