@@ -169,7 +169,8 @@ def fold_norms(
     """A copy in which batch norms are part of the convolutions before them: the same function in less time. Gives the
     network itself where there are none, where it would be another function, or where it `has_hooks`."""
     first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is None or has_hooks(net): return net
+    norms = any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    if first is None or not norms or has_hooks(net): return net        # a large network is not copied for nothing
     w = first.weight
     x = torch.randn(2, first.in_channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(w)
     try:

@@ -78,8 +78,7 @@ def _embedding(old, known, classes):
 
 def _other_code(mine, theirs):
     "Whether networks of these arguments have layout codes that mean different things."
-    return any(mine.get(k, False) != theirs.get(k, False) for k in ('feat_channels', 'feat_res',
-        'feat_patch'))
+    return any(mine.get(k, False) != theirs.get(k, False) for k in ('feat_channels', 'feat_res', 'feat_patch'))
 
 @torch.no_grad()
 def transplant(
