@@ -143,15 +143,16 @@ class Classifier(nn.Module):
         another form."""
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise DataError(f'expected float pictures [N, 3, H, W] in [-1, 1], found {x.dtype} {list(x.shape)}')
-        return self.read(self._running()(self.normalised(x.detach() if self.detached else x)), len(x))
+        x = self.normalised(x.detach() if self.detached else x)
+        return self.read(self._running(x)(x), len(x))
 
-    def _running(self):
+    def _running(self, x):
         "The model; of one by name that is frozen the copy without norms, made anew when its weights are others."
         if self.arch is None or self.training or not isinstance(self.model, nn.Module): return self.model
         weights = [*self.model.parameters(), *self.model.buffers()]
         if self.model.training or any(v.requires_grad for v in weights) or has_hooks(self.model): return self.model
         now = tuple((v.data_ptr(), v._version) for v in weights)
-        if self._folded[0] != now: self._folded = now, fold_norms(self.model)
+        if self._folded[0] != now: self._folded = now, fold_norms(self.model, x.detach())
         return self._folded[1]
 
     def read(self, out, n:int)->torch.Tensor:

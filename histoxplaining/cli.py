@@ -466,6 +466,11 @@ def _on_codes(arch, network, model, store, classifier, output, ckpt, save, said,
     data = store or Explainer.load(folder).store().path
     said = dict(data=str(data), arch=arch) | said | given(options, TrainConfig)
     if ckpt is None: said['init'] = str(folder)
+    if said.get('guide'): said['guide'] = str(model_folder(said['guide']))
+    known, wanted = read_json(folder/'card.json')['classes'], list(TileStore(data).classes)
+    if save and list(known) != wanted:
+        raise HxError(f'--save: {folder} knows {", ".join(known)}, and this is for {", ".join(wanted)}; leave it out: '
+            f"the run's own model folder has the new classes")
     clf = given_classifier(classifier or folder/'classifier.safetensors', options, TileStore(data))
     run = train(continued(said, ckpt), output or ckpt, clf, ckpt)
     if rank(): return
@@ -600,12 +605,12 @@ def hx_models():
 
 # settings that say something where a network is trained on codes: of all of them, and of each
 ON_CODES_SETTINGS = dict(
-    all='kimg balance batch batch_gpu seed cgan bf16 num_fp16_res beside e_clip ema_kimg ema_ramp log_kimg snap_kimg '
+    all='kimg balance batch batch_gpu seed cgan bf16 num_fp16_res beside ema_kimg ema_ramp log_kimg snap_kimg '
         'keep milestone_kimg nan_budget device',
-    translator='t_lr p_lr proj_res proj_weight perceptual far near flip_weight sure stain_weight plane_weight '
+    translator='e_clip t_lr p_lr proj_res proj_weight perceptual far near flip_weight sure stain_weight plane_weight '
         'fade_weight pattern_weight length_weight unlike_weight t_width t_blocks t_fold guide guide_weight '
         'distill_kimg',
-    prior='f_lr', composer='c_lr p_lr proj_res proj_weight perceptual l1_weight coarse_weight perceptual_weight')
+    prior='f_lr', composer='e_clip c_lr p_lr proj_res proj_weight perceptual l1_weight coarse_weight perceptual_weight')
 
 def says_nothing(
     arch,  # of `ON_CODES`

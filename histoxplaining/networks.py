@@ -427,7 +427,8 @@ class ProjectedDiscriminator(nn.Module):
     ):
         super().__init__()
         self.res = res or min(2 * size, 224)
-        self.net = fold_norms((backbone('tf_efficientnet_lite0', pretrained=True) if net is None else net).eval())
+        self.net = net if net is not None else fold_norms(backbone('tf_efficientnet_lite0', pretrained=True).eval(),
+            torch.zeros(1, 3, 64, 64))
         with torch.no_grad(): chs = [f.shape[1] for f in self._stages(torch.zeros(1, 3, 64, 64))]
         self.ccm = nn.ModuleList(nn.Conv2d(ch, width, 1, bias=False) for ch in chs)
         self.csm = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for ch in chs)

@@ -53,6 +53,10 @@ def preset(
     return TrainConfig(**PRESETS[name] | given)
 
 # %% ../nbs/25_training.ipynb #57b9c4d1
+def _model_in(path):
+    "The model of a run folder, or the folder itself."
+    return Path(path)/'model' if (Path(path)/'model').is_dir() else Path(path)
+
 def weights_to_start_from(
     path,            # model folder or run folder, or a file of the lineage (.pt) or of StyleGAN2-ADA (.pkl)
 )->tuple:
@@ -61,7 +65,7 @@ def weights_to_start_from(
     if not path.exists(): raise CheckpointError(f'{path}: no such model folder or file')
     with tempfile.TemporaryDirectory() as tmp:
         if path.is_file(): folder = convert(path, Path(tmp)/'model')
-        else: folder = path/'model' if (path/'model').is_dir() else path
+        else: folder = _model_in(path)
         G, E, _, card = load_model(folder)
         D = load_network(Discriminator,
             Path(folder)/'discriminator.safetensors') if (Path(folder)/'discriminator.safetensors').exists() else None
@@ -155,7 +159,7 @@ def _begin(st, cfg, classes, start):
 def _beside(cfg, arch):
     """The translator, prior or composer that lies beside the model that `cfg.init` names. Raises `CheckpointError`."""
     kind = dict(translator=Translator, prior=Prior, composer=Composer)[arch]
-    folder = Path(cfg.init)/'model' if (Path(cfg.init)/'model').is_dir() else Path(cfg.init)
+    folder = _model_in(cfg.init)
     path = folder/f'{arch}.safetensors'
     if not path.exists():
         raise CheckpointError(f'{folder}: no {path.name} to {"learn" if cfg.distill_kimg else "go on"} from'
@@ -165,7 +169,7 @@ def _beside(cfg, arch):
 
 def _guide(cfg, classes):
     "Generator, encoder and translator of a model of half the size. Raises `CheckpointError`, `HxError`."
-    folder = Path(cfg.guide)/'model' if (Path(cfg.guide)/'model').is_dir() else Path(cfg.guide)
+    folder = _model_in(cfg.guide)
     (G, E, _, card), path = load_model(folder), folder/'translator.safetensors'
     if not path.exists(): raise CheckpointError(f'{folder}: no {path.name}, so it cannot guide another one')
     if (2 * G.size, list(card['classes'])) != (cfg.size, list(classes)):

@@ -77,7 +77,7 @@ def test_a_smaller_one_learns_from_the_one_beside_the_model(tiny, model, tmp_pat
     assert {k: v.shape for k, v in weights(same).items()} == {k: v.shape for k, v in a.items()}
 
 
-def test_it_goes_on_with_other_classes_and_guides_one_of_twice_the_size(tiny, model, tmp_path):
+def test_it_goes_on_with_other_classes_and_guides_one_of_twice_the_size(tiny, model, tmp_path, capsys):
     data, clf = str(tiny/'tiles.lmdb'), tiny/'classifier.safetensors'
     old = train(config(tiny, model, kimg=.016), tmp_path/'old', clf, quiet=True)
     # the same two classes by other names: the one that it knew keeps its column, a new one begins as the mean
@@ -93,6 +93,9 @@ def test_it_goes_on_with_other_classes_and_guides_one_of_twice_the_size(tiny, mo
     n = st.G.w_dim
     assert torch.equal(a[:, :n], b[:, :n]) and torch.equal(a[:, n + 2:], b[:, n + 2:])
     assert torch.equal(a[:, n], b[:, n]) and torch.equal(b[:, n + 1], a[:, n:n + 2].mean(1))
+    with pytest.raises(SystemExit):
+        hx_translator(str(old.path), store=str(store.path), classifier=str(clf), save=True)
+    assert 'knows benign, tumour, and this is for benign, another' in capsys.readouterr().err
     # and a guide of half the size says what the change should be
     large = TileStore.create(tiny/'tiles', tmp_path/'large.lmdb', size=32)
     first = train(TrainConfig(data=str(large.path), arch='autoencoder', batch=8, kimg=.016, perceptual='lite0',
