@@ -74,6 +74,24 @@ def _comments(cls):
     "What stands beside the fields of a dataclass. Reading it takes longer than all else that a command does at first."
     return docments(cls, returns=False)
 
+class _Setting(Param):
+    "A field of a dataclass as an option, whose comment is read when the parser is built."
+    def __init__(self, cls, f, kind):
+        self._of = cls, f, kind
+        super().__init__(type=bool_arg if kind is bool else kind)
+
+    @property
+    def help(self):
+        cls, f, kind = self._of
+        said = _comments(cls)[f.name] or ''
+        return said if f.default is None else f"{said} (default: {format(f.default, '.4g' if kind is float else '')})"
+
+    @help.setter
+    def help(self, _): pass                                            # the default is in it
+
+    @property
+    def kwargs(self): return super().kwargs | dict(help=self.help)
+
 def with_options(*settings, leave_out=()):
     """Decorator: a command gets the fields of dataclasses as further options, with their comments and defaults in its
     help, and those that were given in `**options`."""
@@ -81,14 +99,11 @@ def with_options(*settings, leave_out=()):
         own = inspect.signature(command)
         params = {k: p for k, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}
         for cls in settings:
-            said = _comments(cls)
             for f in fields(cls):
                 kind = next(t for t in (get_args(f.type) or (f.type,)) if t is not type(None))
                 if f.name in params or f.name in leave_out: continue
-                help = said[f.name] or ''
-                if f.default is not None: help += f" (default: {format(f.default, '.4g' if kind is float else '')})"
                 params[f.name] = inspect.Parameter(f.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None,
-                    annotation=Param(help, bool_arg if kind is bool else kind))
+                    annotation=_Setting(cls, f, kind))
         command.__signature__ = own.replace(parameters=list(params.values()))
         return command
     return with_them

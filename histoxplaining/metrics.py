@@ -11,7 +11,7 @@ __all__ = ['Moments', 'Statistics', 'frechet_distance', 'kid', 'precision_recall
 import functools, math, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-import numpy as np, scipy.linalg, torch
+import numpy as np, scipy, torch
 import torch.nn.functional as F
 from . import __version__
 from .files import (CheckpointError, DataError, HxError, draw, load_meta, load_tensors, progress,

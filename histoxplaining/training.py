@@ -168,14 +168,20 @@ def _beside(cfg, arch):
     return load_network(kind, path)
 
 def _guide(cfg, classes):
-    "Generator, encoder and translator of a model of half the size. Raises `CheckpointError`, `HxError`."
+    """Generator, encoder and translator of a model of half the size, and which of its classes each class is, -1 where
+    it knows none of that name. Raises `CheckpointError`, `HxError`."""
     folder = _model_in(cfg.guide)
     (G, E, _, card), path = load_model(folder), folder/'translator.safetensors'
     if not path.exists(): raise CheckpointError(f'{folder}: no {path.name}, so it cannot guide another one')
-    if (2 * G.size, list(card['classes'])) != (cfg.size, list(classes)):
-        raise HxError(f'guide: {folder} has pictures of {G.size} px and classes {", ".join(card["classes"])}: expected '
-            f'{cfg.size // 2} px and {", ".join(classes)}')
-    return [net.requires_grad_(False).eval().to(cfg.device) for net in (G, E, load_network(Translator, path))]
+    known = list(card['classes'])
+    index = torch.tensor([known.index(c) if c in known else -1 for c in classes])
+    if 2 * G.size != cfg.size or index.max() < 0:
+        raise HxError(f'guide: {folder} has pictures of {G.size} px and classes {", ".join(known)}: expected '
+            f'{cfg.size // 2} px and some of {", ".join(classes)}')
+    if index.min() < 0 and rank() == 0:
+        new = [c for c, i in zip(classes, index) if i < 0]
+        print(f'guide: {folder.name} knows nothing of {", ".join(new)}: there the game alone decides')
+    return [net.requires_grad_(False).eval().to(cfg.device) for net in (G, E, load_network(Translator, path))], index
 
 def _go_on_from(st, key, donor, what, known, classes):
     "Put weights into a network and its average. A translator may hear of other classes than before."
@@ -255,7 +261,7 @@ def _prepare(cfg, state, classifier):
         new = st.load_state_dict(state)
         if new and rank() == 0: print(f'not in the checkpoint, started afresh: {", ".join(new)}')
     if st.nimg < cfg.distill_kimg * 1000: st.teacher = _beside(cfg, 'translator').to(cfg.device)
-    if cfg.guide: st.guide = _guide(cfg, store.classes)
+    if cfg.guide: st.guide, st.guide_classes = _guide(cfg, store.classes)
     broadcast([*st.nets.state_dict().values(), *st.ema.state_dict().values()])
     return store, cfg, clf, st
 

@@ -8,7 +8,7 @@ __all__ = ['NOISE', 'Asked', 'FilmBlock', 'Translator', 'stepped', 'change', 'ne
 
 # %% ../nbs/21_translator.ipynb #e2cc4a06
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch, torch.nn as nn
 import torch.nn.functional as F
 from .files import HxError, draw
@@ -140,10 +140,12 @@ def change(
     return d / d.norm(dim=1, keepdim=True).clamp_min(1e-6)
 
 def _held(before, after, cfg):
-    "Drift of the mean stains and, locally, off their plane: two terms `[N]`."
+    """Drift of the mean stains, squared where it is small, and, locally, off their plane: two terms `[N]`. Where a code
+    says how light a square is, every step drifts a little, and a price that is steep at once is all that is learnt."""
     before, after = before.clamp(-1, 1), after.clamp(-1, 1)
     d = hed(after) - hed(before)
-    return d[:, :2].mean([2, 3]).abs().sum(1), F.avg_pool2d(d[:, 2:],
+    drift = d[:, :2].mean([2, 3])
+    return F.smooth_l1_loss(drift, torch.zeros_like(drift), reduction='none', beta=.05).sum(1), F.avg_pool2d(d[:, 2:],
         4).abs().mean([1, 2, 3]) + 3 * F.relu(_green(after) - _green(before).clamp_min(0)).mean([1, 2, 3])
 
 def _green(x):
@@ -179,14 +181,20 @@ def _length(step, sd):
         else df.square().mean(1).add(1e-8).sqrt().mean([1, 2]))
 
 def _guided(st, x, recon, img, asked):
-    """How far a change, seen at half the size, is from the one that a model of half the size makes there `[N]`."""
-    G, E, T = st.guide
+    """How far a change, seen at half the size, is from the one that a model of half the size makes there `[N]`: zero
+    where a class is wanted of which that model does not know."""
+    (G, E, T), target = st.guide, st.guide_classes.to(asked.target)[asked.target]
+    i = (target >= 0).nonzero()[:, 0]
+    far = img.new_zeros(len(img))
+    if not len(i): return far
+    half = lambda v: F.avg_pool2d(v[i], 2)
     with torch.no_grad():
-        w, feat = E.encode(F.avg_pool2d(x, 2))
+        w, feat = E.encode(half(x))
         w = w[:, 0]
-        before, after = (G.synthesis(*code, noise_mode='none').clamp(-1, 1)
-            for code in ((w, feat), stepped(w, feat, T(w, feat, asked))))
-    return (F.avg_pool2d(img - recon, 2) - (after - before)).abs().mean([1, 2, 3])
+        step = T(w, feat, replace(asked[i], target=target[i]))
+        before, after = (G.synthesis(*code, noise_mode='none').clamp(-1, 1) for code in ((w, feat),
+            stepped(w, feat, step)))
+    return far.index_add(0, i, (half(img) - half(recon) - (after - before)).abs().mean([1, 2, 3]))
 
 def _alike(st, cfg, w, feat, recon, img, asked, idx):
     """How alike two draws for one tile change it, of a quarter of the tiles. Unlike the cosine it pulls hardest where
