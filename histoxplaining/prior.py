@@ -89,7 +89,7 @@ class Prior(nn.Module):
     def forward(self, u, x, t, c=None):
         waves = torch.outer(t, 2 * math.pi * .5 * 2**torch.arange(8.).to(t))
         told = self.tell(torch.cat([u, waves.sin(), waves.cos()] + ([] if c is None else [4 * c.to(u)]), 1))
-        h = self.into(x) + self.place
+        h = self.into(x.contiguous(memory_format=torch.channels_last)) + self.place        # a little faster on a CPU
         for b in self.early: h = b(h, told)
         m = self.down(h)
         for b in self.middle: m = b(m, told) if isinstance(b, FilmBlock) else b(m)

@@ -119,7 +119,7 @@ class TrainConfig:
     t_width:int|None = None
     t_blocks:int|None = None
     t_fold:int|None = None
-    # translator: a model of half the size with a translator for the same classes: what it changes is to be changed
+    # translator: a model of half the size with a translator for some of the classes: what it changes is to be changed
     # here, seen from as far
     guide:str|None = None
     guide_weight:float = 10.
@@ -127,7 +127,7 @@ class TrainConfig:
     distill_kimg:float = 0
     ema_kimg:float|None = None     # half life of the moving averages; None: 10 batch / 32
     ema_ramp:float = .05           # ... or this share of the run so far, if shorter
-    proj_res:int|None = None       # input side of the projected discriminator; None: twice the size
+    proj_res:int|None = None       # input side of the projected discriminator; None: twice the size, at most 224
     log_kimg:float = .25           # between log lines
     snap_kimg:float|None = None    # between checkpoints and samples; None: a tenth of kimg, at most 50
     metrics_kimg:float = 0         # between measurements of the pictures (at a snapshot); 0: never
