@@ -181,7 +181,7 @@ def _guide(cfg, classes):
     if index.min() < 0 and rank() == 0:
         new = [c for c, i in zip(classes, index) if i < 0]
         print(f'guide: {folder.name} knows nothing of {", ".join(new)}: there the game alone decides')
-    return [net.requires_grad_(False).eval().to(cfg.device) for net in (G, E, load_network(Translator, path))], index
+    return [*(net.requires_grad_(False).eval().to(cfg.device) for net in (G, E, load_network(Translator, path))), index]
 
 def _go_on_from(st, key, donor, what, known, classes):
     "Put weights into a network and its average. A translator may hear of other classes than before."
@@ -261,7 +261,7 @@ def _prepare(cfg, state, classifier):
         new = st.load_state_dict(state)
         if new and rank() == 0: print(f'not in the checkpoint, started afresh: {", ".join(new)}')
     if st.nimg < cfg.distill_kimg * 1000: st.teacher = _beside(cfg, 'translator').to(cfg.device)
-    if cfg.guide: st.guide, st.guide_classes = _guide(cfg, store.classes)
+    if cfg.guide: st.guide = _guide(cfg, store.classes)
     broadcast([*st.nets.state_dict().values(), *st.ema.state_dict().values()])
     return store, cfg, clf, st
 

@@ -300,7 +300,8 @@ class TrainState:
         self.nimg, self.seconds, self.lr_scale, self.parts = 0, 0., 1., _shares(cfg)
         self.since_best = 0                                            # measurements since the best one
         self.teacher = None                                            # the translator that another one learns from
-        self.guide = self.guide_classes = None      # generator, encoder, translator of half the size; its class of each
+        # generator, encoder, translator of half the size, and which of its classes each class is
+        self.guide = None
 
     def __getattr__(self, k):
         if k in ('G', 'E', 'D', 'P', 'T', 'F', 'C'): return self.nets[k] if k in self.nets else None

@@ -185,7 +185,8 @@ def _length(step, sd):
 def _guided(st, x, recon, img, asked):
     """How far a change, seen at half the size, is from the one that a model of half the size makes there `[N]`: zero
     where a class is wanted of which that model does not know."""
-    (G, E, T), target = st.guide, st.guide_classes.to(asked.target)[asked.target]
+    G, E, T, known = st.guide
+    target = known.to(asked.target)[asked.target]
     i = (target >= 0).nonzero()[:, 0]
     far = img.new_zeros(len(img))
     if not len(i): return far

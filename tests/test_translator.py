@@ -9,7 +9,7 @@ from histoxplaining.explainer import Code, Explainer
 from histoxplaining.files import HxError
 from histoxplaining.tiles import TileStore
 from histoxplaining.training_step import TrainConfig, resolve
-from histoxplaining.training import _prepare, train
+from histoxplaining.training import _guide, _prepare, train
 from histoxplaining.translator import Translator
 
 SIZES = dict(channel_base=256, channel_max=16)
@@ -103,6 +103,11 @@ def test_it_goes_on_with_other_classes_and_guides_one_of_twice_the_size(tiny, mo
     guided = config(tiny, first, data=str(large.path), init=str(first.path), guide=str(old.path), kimg=.016)
     run = train(guided, tmp_path/'guided', clf, quiet=True)
     assert any('guide' in r for r in run.read_log())
+    # it need not know every class, but one of them it must
+    asked = replace(guided, size=32, device='cpu')
+    assert _guide(asked, ('another', known[1], known[0]))[-1].tolist() == [-1, 1, 0]
+    assert 'knows nothing of another' in capsys.readouterr().out
+    with pytest.raises(HxError, match='expected 16 px and some of another, third'): _guide(asked, ('another', 'third'))
     with pytest.raises(HxError, match='has pictures of 16 px and classes .*: expected 8 px'):
         train(config(tiny, model, guide=str(old.path)), tmp_path/'x', clf, quiet=True)
     with pytest.raises(HxError, match='only a translator is guided'):
