@@ -725,12 +725,17 @@ def _augment(x, seed, start, jitter, by=2):
     x = zoom(x, 1.25 ** u[:, 0])
     return stain_jitter(x, 1 + .2 * u[:, 1:3], .05 * u[:, 3:])
 
-def _loss(clf, x, y, seed, start, jitter, stability):
+def _loss(clf, x, y, seed, start, jitter, stability, copies):
     """Cross-entropy; with `stability` that of a changed copy too, labels smoothed, and the Jensen-Shannon divergence of
     both answers (Zheng et al. 2016; Hendrycks et al., *AugMix*, 2020)."""
     x = _augment(x, seed, start, jitter)
     if not stability: return F.cross_entropy(clf(x.to(y.device)), y)
-    logits = clf(torch.cat([x, passed_on(x, seed, range(start, start + len(x)))]).to(y.device))
+    copy = x.clone()
+    if copies is not None:
+        with torch.no_grad(): copy = copies(x.to(y.device)).to(x)
+    some = slice(None) if copies is None else slice(0, None, 2)   # every other one comes out of other hands too
+    copy[some] = passed_on(copy[some], seed, range(start, start + len(x))[some])
+    logits = clf(torch.cat([x, copy]).to(y.device))
     a, b = logits.log_softmax(1).chunk(2)
     mean = torch.stack([a, b]).logsumexp(0) - math.log(2)
     apart = sum(F.kl_div(mean, v, log_target=True, reduction='batchmean') for v in (a, b)) / 2
@@ -753,7 +758,7 @@ def _tuned(clf, tune):
     nll = F.cross_entropy(logits / fit_temperature(logits, y), y)
     return dict(tune_nll=float(nll), tune_accuracy=float((logits.argmax(1) == y).double().mean()))
 
-def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, stability, callback):
+def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, stability, copies, callback):
     """Fit until the likelihood of the tuning tiles stops improving; leaves the best weights in `clf` and returns the
     history."""
     tiles = Batches(_balanced(fit), batch, seed=seed)
@@ -765,7 +770,7 @@ def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, stabi
         clf.train()
         start = tiles.position
         x, y = next(tiles)
-        loss = _loss(clf, x, y.to(clf.mean.device), seed, start, jitter, stability)
+        loss = _loss(clf, x, y.to(clf.mean.device), seed, start, jitter, stability, copies)
         opt.zero_grad(); loss.backward(); opt.step(); sched.step()
         loss_sum += loss.item()
         if step % steps: continue
@@ -795,6 +800,18 @@ def _measured(clf, train, val, store, by, **settings):
     return dict(val=evaluate_classifier(clf, val), rgb=rgb_baseline(train, val),
         rgb_random=rgb_baseline(*store.split('random')), temperature=clf.temperature, tiles=tiles, **settings)
 
+def _begun(store, arch, pretrained, size, start):
+    "What training starts from: a network of ImageNet's or of chance, or a copy of another classifier."
+    if start is not None:
+        clf = copy.deepcopy(start)
+        clf.model.requires_grad_(True)
+        return clf
+    model = backbone(arch, len(store.classes), pretrained=pretrained)
+    cfg = getattr(model, 'pretrained_cfg', {})
+    # a ViT looks at one size only
+    size = size or (cfg['input_size'][-1] if cfg.get('fixed_input_size') else store.size)
+    return Classifier(model, store.classes, size, cfg.get('mean', IMAGENET[0]), cfg.get('std', IMAGENET[1]), arch=arch)
+
 def train_classifier(
     store,                             # a `TileStore` with held-out tiles
     *,
@@ -806,6 +823,10 @@ def train_classifier(
     stain_jitter:bool=False,
     # weight of saying the same of a tile and of a copy (`passed_on`) that was turned, blurred, compressed or has noise
     stability:float=0.,
+    # tiles [N, 3, size, size] to further copies to say the same of, e.g. `ex.reconstruct`: what it says of a model's
+    # pictures holds for tiles then
+    copies=None,
+    start=None,                        # a `Classifier` of these classes to go on from, in place of `arch`
     split_by:str|None=None,            # 'group', 'pseudo_slide' or 'random'; default: the split written in the store
     epochs:int=6,                      # at most
     batch:int=64,
@@ -818,6 +839,10 @@ def train_classifier(
     """Train a classifier on the tiles to learn from, choose its epoch and temperature among those, measure it on the
     held-out ones. Raises `DataError` and `CheckpointError`."""
     if stability < 0: raise DataError(f'stability {stability}: expected a weight of 0 or more')
+    if copies is not None and not stability: raise DataError('copies: they need a weight, stability, e.g. 8')
+    if start is not None and list(start.classes) != list(store.classes):
+        raise DataError(f"start: a classifier of {', '.join(start.classes)}; these tiles are of "
+            f"{', '.join(store.classes)}")
     by = split_by or store.manifest['split_by']
     train, val = store.split(split_by)
     _whole_classes((train, val))
@@ -826,18 +851,13 @@ def train_classifier(
     begin = time.time()
     with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(stream_seed(seed, 'classifier'))
-        model = backbone(arch, len(store.classes), pretrained=pretrained)
-        cfg = getattr(model, 'pretrained_cfg', {})
-        # a ViT looks at one size only
-        size = size or (cfg['input_size'][-1] if cfg.get('fixed_input_size') else store.size)
-        clf = Classifier(model, store.classes, size, cfg.get('mean', IMAGENET[0]), cfg.get('std', IMAGENET[1]),
-            arch=arch).to(device)
-        history = _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, stain_jitter, stability,
+        clf = _begun(store, arch, pretrained, size, start).to(device)
+        history = _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, stain_jitter, stability, copies,
             callback)
     clf.temperature = fit_temperature(*predict(clf, tune))
     clf.report = _measured(clf, train, val, store, by, history=history, seconds=round(time.time() - begin, 1),
-        tuned_by=tuned_by, stain_jitter=stain_jitter, stability=stability,
-        pretrained=pretrained, seed=seed, epochs=epochs, batch=batch, lr=lr)
+        tuned_by=tuned_by, stain_jitter=stain_jitter, stability=stability, copies=copies is not None,
+        pretrained=pretrained, started=start is not None, seed=seed, epochs=epochs, batch=batch, lr=lr)
     return clf.frozen()
 
 # %% ../nbs/12_classifier.ipynb #53115176

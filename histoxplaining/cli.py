@@ -197,16 +197,22 @@ def hx_classifier(
     # show every tile in changing stains and scales: a classifier that looks less at colour
     stain_jitter:store_true=False,
     stability:float=0.,     # weight of saying the same of a tile and of a blurred, compressed or noisy copy, e.g. 8
+    reconstructed:str=None, # model: its reconstructions are such copies too
+    start:str=None,         # classifier file to go on from
     seed:int=0,             # of everything random
 ):
     "Train the classifier that will be explained, and print its report card beside what colour alone reaches."
     with user_errors():
         if Path(out).suffix != '.safetensors': raise HxError(f'{out}: expected a file name that ends in .safetensors')
         writable(out)
-        clf = train_classifier(TileStore(store), arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr,
+        store, ex = TileStore(store), None if reconstructed is None else Explainer.load(reconstructed)
+        if ex is not None and ex.size != store.size:
+            raise HxError(f'--reconstructed {reconstructed}: a model of {ex.size} px, the tiles have {store.size}')
+        clf = train_classifier(store, arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr,
             patience=patience, seed=seed, stain_jitter=bool(stain_jitter), stability=stability,
-                               callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, tuning tiles: NLL "
-                                   f"{r['tune_nll']:.3f}, accuracy {r['tune_accuracy']:.3f}"))
+            copies=None if ex is None else ex.reconstruct, start=None if start is None else Classifier.load(start),
+            callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, tuning tiles: NLL "
+                f"{r['tune_nll']:.3f}, accuracy {r['tune_accuracy']:.3f}"))
         clf.save(out)
         print(report_card(clf.report), f"\ntemperature {clf.temperature:.2f}, {clf.report['seconds']:.0f} s -> {out}")
 

@@ -318,14 +318,21 @@ def nearest_tiles(
 # %% ../nbs/31_counterfactual.ipynb #8ff8288a
 SAME = .9   # cosine of two changes of the picture above which they count as one answer
 
+def _flows(explainer, ask):
+    "Whether the model's prior can be asked about these classes."
+    prior, names = getattr(explainer, 'prior', None), explainer.classes_of(ask.classifier)
+    asked = {names[k] for v in (ask.source, ask.target) for k in np.atleast_1d(v)}
+    return prior is not None and prior.n_classes > 0 and ask.space != 's' and asked <= set(explainer.classes)
+
 def _order(explainer, method, ask):
     """What to try, one after the other: names of methods, and what is asked of each. The translator asks for more
-    each time, then the searches of before."""
+    each time; without one the flow of the prior, where there is one; then the searches of before."""
     if method != 'auto': return [(method, ask)]
     first = []
     if explainer.translator is not None and ask.space != 's':
         first = [('translate', ask), ('translate', replace(ask, closeness=0.)),
             ('translate', replace(ask, closeness=0., typical=not ask.typical))]
+    elif _flows(explainer, ask): first = [('flow', ask)]
     layout = [('gradient', replace(ask,
         space='w+layout'))] if explainer.reference.feat is not None and ask.space != 'w+layout' else []
     style = [] if 'layout' in ask.space else [('direction', ask)]
@@ -347,6 +354,7 @@ def _many_rays(explainer, method, code, ask):
         drawn = replace(ask, n=max(2 * ask.n, 4))
         return [('translate', methods()['translate'](explainer, code, a))
             for a in (drawn, replace(drawn, closeness=0., seed=ask.seed + 1))]
+    if method == 'auto' and _flows(explainer, ask): return [('flow', methods()['flow'](explainer, code, ask))]
     if method not in ('auto', 'direction', 'gradient'): return [(method, methods()[method](explainer, code, ask))]
     out, has_s = [], hasattr(getattr(explainer, 'G', None), 'styles')
     in_space = lambda s: replace(ask, space=s)
@@ -560,8 +568,8 @@ def explain(
     *,
     seeds=None,              # instead of images: explain generated pictures
     p:float=.9,              # how sure the classifier should be of the target
-    # a key of `methods()`, or 'auto': the translator where the model has one, then direction and gradient, then
-    # with the layout
+    # a key of `methods()`, or 'auto': the translator where the model has one, else its prior's flow, then direction
+    # and gradient, then with the layout
     method:str='auto',
     n:int=1,                 # alternatives per picture, as far as there are different ones
     # 'w' or 's': style only (with 'auto': before the layout is touched); 'w+layout'. The translator moves both

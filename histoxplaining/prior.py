@@ -15,49 +15,55 @@ from .translator import FilmBlock
 
 # %% ../nbs/22_prior.ipynb #da44cc27
 class _Attend(nn.Module):
-    "Self-attention between all positions of a feature map."
+    "Self-attention between all positions of a feature map, in plain products: they are fast in bfloat16 too."
     def __init__(self, width, heads=4):
         super().__init__()
         self.heads, self.norm = heads, nn.GroupNorm(8, width)
         self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
-        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
 
     def forward(self, x):
         N, C, H, W = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(N, 3, self.heads, C // self.heads, H * W).transpose(-1, -2).unbind(1)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(y.transpose(-1, -2).reshape(N, C, H, W))
+        q, k, v = self.qkv(self.norm(x)).flatten(2).view(N, 3, self.heads, C // self.heads, H * W).unbind(1)
+        near = (torch.einsum('nhci,nhcj->nhij', q, k) * (C // self.heads)**-.5).softmax(-1)
+        y = torch.einsum('nhij,nhcj->nhci', near.to(v.dtype), v).reshape(N, C, H, W)
+        return x + self.out(y.contiguous(memory_format=torch.channels_last))
 
 class Prior(nn.Module):
-    """Velocity of the flow from noise to codes: `(style [N, styles], layout [N, C, side, side], t [N], class vectors
-    [N, n_classes]) -> the same two`, all in the units of `measure`."""
+    """Two flows from noise to codes, for each class: of the style, and, told the style, of the layout. All in the units
+    of `measure`."""
     def __init__(self,
         w_dim:int,                 # of the generator
         feat_shape,                # (channels, side, side) of its layout code
         n_classes:int,             # width of the class vector; 0: none
         styles:int=32,             # principal components of w
-        width:int=128,             # channels at the code's own side; half as many again at half of it
-        blocks:int=2,              # per stage
-        told:int=192,              # width of what the blocks are told
+        width:int=128,             # channels at the code's own side
+        wide:int|None=None,        # at half of it; None: about seven quarters of `width`
+        blocks:int=3,              # per stage
+        told:int=256,              # width of what the blocks are told
     ):
         super().__init__()
         if feat_shape is None: raise HxError('a prior draws layout codes, and this generator has none')
+        wide = wide or width * 7 // 32 * 8
         self.init = dict(w_dim=w_dim, feat_shape=list(feat_shape), n_classes=n_classes, styles=styles, width=width,
-            blocks=blocks, told=told)
+            wide=wide, blocks=blocks, told=told)
         self.feat_shape, self.n_classes, self.styles = tuple(feat_shape), n_classes, styles
-        C, wide = feat_shape[0], width * 3 // 2
+        C, heard = feat_shape[0], styles + n_classes + 16
         for name, shape in dict(mean=(w_dim,), axes=(styles, w_dim), feat_mean=(C, 1, 1)).items():
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer('feat_sd', torch.ones(C, 1, 1))
-        self.tell = nn.Sequential(nn.Linear(styles + n_classes + 16, 256), nn.SiLU(), nn.Linear(256, told), nn.SiLU())
+        self.style = nn.Sequential(nn.Linear(heard, 384), nn.SiLU(), nn.Linear(384, 384), nn.SiLU(),
+            nn.Linear(384, 384), nn.SiLU(), nn.Linear(384, styles))
+        self.tell = nn.Sequential(nn.Linear(heard, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
         self.into = nn.Conv2d(C, width, 3, padding=1)
         self.place = nn.Parameter(torch.zeros(1, width, *feat_shape[1:]))
         self.early, self.late = (nn.ModuleList(FilmBlock(width, told) for _ in range(blocks)) for _ in range(2))
-        self.down, self.up = nn.Conv2d(width, wide, 3, 2, 1), nn.Conv2d(wide, width, 3, padding=1)
+        self.down, self.up = nn.Conv2d(width, wide, 3, 2, 1), nn.Conv2d(wide, 4 * width, 1)
+        self.join = nn.Conv2d(2 * width, width, 1)
         self.middle = nn.ModuleList(m for _ in range(blocks) for m in (FilmBlock(wide, told), _Attend(wide)))
-        self.out = nn.Conv2d(width, C, 3, padding=1)
-        self.style = nn.Sequential(nn.Linear(told + styles + 2 * wide, 256), nn.SiLU(), nn.Linear(256, styles))
-        for m in (self.style[-1], self.out): nn.init.zeros_(m.weight); nn.init.zeros_(m.bias)
+        self.norm, self.out = nn.GroupNorm(8, width), nn.Conv2d(width, C, 3, padding=1)
+        for m in (self.style[-1], self.out, *(b.conv1 for b in self.modules() if isinstance(b, FilmBlock))):
+            nn.init.zeros_(m.weight); nn.init.zeros_(m.bias)
 
     @torch.no_grad()
     def measure(self, w, feat, loud=None):
@@ -85,57 +91,85 @@ class Prior(nn.Module):
         "Codes `(w [N, w_dim], feat)` from the units of the flow; layout codes of unit second moment."
         return self.mean + u @ self.axes, normalize_2nd_moment(x * self.feat_sd + self.feat_mean)
 
-    @in_reduced
-    def forward(self, u, x, t, c=None):
+    def _told(self, u, t, c):
         waves = torch.outer(t, 2 * math.pi * .5 * 2**torch.arange(8.).to(t))
-        told = self.tell(torch.cat([u, waves.sin(), waves.cos()] + ([] if c is None else [4 * c.to(u)]), 1))
+        return torch.cat([u, waves.sin(), waves.cos()] + ([4 * c.to(u)] if self.n_classes else []), 1)
+
+    def style_velocity(self,
+        u:torch.Tensor,            # styles on their way [N, styles]
+        t:torch.Tensor,            # times [N], 0: noise, 1: codes
+        c:torch.Tensor|None=None,  # class vectors [N, n_classes]; zeros: of no class in particular
+    )->torch.Tensor:
+        "Where styles are going, `[N, styles]` per unit of time."
+        return self.style(self._told(u, t, c))
+
+    @in_reduced
+    def layout_velocity(self,
+        x:torch.Tensor,            # layouts on their way [N, C, side, side]
+        t:torch.Tensor,            # times [N]
+        u:torch.Tensor,            # finished styles [N, styles]; zeros: of no style in particular
+        c:torch.Tensor|None=None,  # class vectors
+    )->torch.Tensor:
+        "Where layouts are going, `[N, C, side, side]` per unit of time."
+        told = self.tell(self._told(u, t, c))
         h = self.into(x.contiguous(memory_format=torch.channels_last)) + self.place        # a little faster on a CPU
         for b in self.early: h = b(h, told)
         m = self.down(h)
         for b in self.middle: m = b(m, told) if isinstance(b, FilmBlock) else b(m)
-        h = h + F.interpolate(self.up(m), scale_factor=2)
+        h = self.join(torch.cat([h, F.pixel_shuffle(self.up(m), 2)], 1))
         for b in self.late: h = b(h, told)
-        pooled = torch.cat([told, u, m.mean([2, 3]), (m.var([2, 3]) + 1e-6).sqrt()], 1)
-        return self.style(pooled), self.out(F.silu(h))
+        return self.out(F.silu(self.norm(h)))
 
     @torch.no_grad()
     def sample(self,
         noise:torch.Tensor,        # [N, noise_dim] standard normal
         c:torch.Tensor|None=None,  # class vectors [N, n_classes]
         steps:int=24,              # along the flow (midpoint method: two passes each)
+        guidance:float=1.,         # more than 1: away from what any class could be (Ho & Salimans 2022)
     ):
         "New codes `(w [N, w_dim], feat [N, C, side, side])`."
         if noise.ndim != 2 or noise.shape[1] != self.noise_dim:
             raise HxError(f'noise of shape {list(noise.shape)}, expected [N, {self.noise_dim}]')
         u, x = noise[:, :self.styles], noise[:, self.styles:].view(-1, *self.feat_shape)
-        return self.codes(*self._along(u, x, c, 0., 1., steps))
+        u = _along(lambda u, t: self.style_velocity(u, t, c), u, 0., 1., steps)
+        return self.codes(u, self._laid_out(x, u, c, 0., 1., steps, guidance))
 
-    def _along(self, u, x, c, t0, t1, steps):
-        "Follow the flow from one time to another, in either direction."
-        h = (t1 - t0) / steps
-        for i in range(steps):
-            at = lambda s: torch.full((len(u),), t0 + (i + s) * h, device=u.device)
-            du, dx = self(u, x, at(0.), c)
-            du, dx = self(u + du * h / 2, x + dx * h / 2, at(.5), c)
-            u, x = u + du * h, x + dx * h
-        return u, x
+    def _laid_out(self, x, u, c, t0, t1, steps, guidance=1., away=None):
+        """Layouts followed from one time to another; with guidance away from another class, or from none in particular
+        (zeros)."""
+        if guidance == 1 or c is None: return _along(lambda x, t: self.layout_velocity(x, t, u, c), x, t0, t1, steps)
+        both, u = torch.cat([c, torch.zeros_like(c) if away is None else away]), torch.cat([u, u])
+        def velocity(x, t):
+            there, elsewhere = self.layout_velocity(torch.cat([x, x]), torch.cat([t, t]), u, both).chunk(2)
+            return torch.lerp(elsewhere, there, guidance)
+        return _along(velocity, x, t0, t1, steps)
 
     @torch.no_grad()
     def redrawn(self,
         w, feat,                   # codes: [N, w_dim] and [N, C, side, side]
         c0, c1,                    # class vectors [N, n_classes]: what they are, and what they shall be
         depths=(.7,),              # how far back, from 0, where nothing changes, to 1, where only noise is left
-        steps:int=12,              # of the whole way, in either direction
+        steps:int=8,               # of the whole way, in either direction
         style:bool=False,          # the style too; else it stays
+        guidance=1.,               # on the way forth, away from what they are; a number, or one per depth, ascending
+        again=None,                # noise [N, C, side, side], mixed with that of the codes: other answers
     )->list:
         """Codes as the other class would have come out of the same noise: back along the flow as what they are, and
         forth again as what they shall be (as in editing with rectified flows: Rout et al. 2024). `(w, feat)` for each
         of the depths, from shallow to deep."""
-        (u, x), t, out = self.units(w, feat), 1., []
-        for depth in sorted(depths):
-            u, x = self._along(u, x, c0, t, 1 - depth, math.ceil(steps * (t - 1 + depth)) or 1)
-            t = 1 - depth
-            w1, feat1 = self.codes(*self._along(u, x, c1, t, 1., math.ceil(steps * depth) or 1))
+        (u, x), t, out, depths = self.units(w, feat), 1., [], sorted(depths)
+        told = torch.zeros_like(u)                 # the style of a tile says its class too: of that, only c is to speak
+        times = guidance if isinstance(guidance, (list, tuple)) else [guidance] * len(depths)
+        for depth, more in zip(depths, times, strict=True):
+            x = self._laid_out(x, told, c0, t, 1 - depth, math.ceil(steps * (t - 1 + depth)) or 1)
+            t, u1, begin = 1 - depth, u, x
+            if again is not None:
+                noise = x - t * self.layout_velocity(x, torch.full((len(x),), t, device=x.device), told, c0)
+                begin = x + depth * ((noise + again) / math.sqrt(2) - noise)
+            if style:
+                way = lambda c, *times: _along(lambda v, s: self.style_velocity(v, s, c), u1, *times, 2 * steps)
+                u1 = way(c0, 1., t); u1 = way(c1, t, 1.)
+            w1, feat1 = self.codes(u1, self._laid_out(begin, told, c1, t, 1., math.ceil(steps * depth) or 1, more, c0))
             out.append((w1 if style else w, feat1))
         return out
 
@@ -144,6 +178,14 @@ class Prior(nn.Module):
         "Numbers from which one code is drawn."
         return self.styles + math.prod(self.feat_shape)
 
+def _along(velocity, x, t0, t1, steps):
+    "Follow a flow from one time to another, in either direction."
+    h = (t1 - t0) / steps
+    for i in range(steps):
+        at = lambda s: torch.full((len(x),), t0 + (i + s) * h, device=x.device)
+        x = x + h * velocity(x + velocity(x, at(0.)) * h / 2, at(.5))
+    return x
+
 def prior_terms(
     net:Prior,
     w, feat,     # codes of tiles: [N, w_dim] and [N, C, side, side]
@@ -151,13 +193,19 @@ def prior_terms(
     seed,        # of the run
     idx,         # N global image indices
 ):
-    "Mean squared error of the velocity for one batch, of layout and style: dict of two scalars."
+    """Mean squared error of the velocities for one batch, of layout and style: dict of two scalars. One layout in eight
+    is told no class, so that there is something to be guided away from, and every other one no style; to the others it
+    is blurred: 32 exact numbers are the name of a training tile."""
     u1, x1 = net.units(w, feat)
     u0, x0 = draw((net.noise_dim,), seed, 'prior', idx).to(u1).split([net.styles, net.noise_dim - net.styles], 1)
-    x0 = x0.view_as(x1)
+    x0, told = x0.view_as(x1), u1 + .5 * draw((net.styles,), seed, 'prior-style', idx).to(u1)
+    said = draw((2,), seed, 'prior-told', idx, 'uniform').to(u1)
+    told = told * (said[:, :1] > 1 / 2)
+    if c is not None: c = c * (said[:, 1:] > 1 / 8)
     # more often in the middle of the way, where most is decided (Esser et al. 2024)
     t = torch.sigmoid(draw((1,), seed, 'prior-time', idx).to(u1)[:, 0])
-    s = t[:, None, None, None]
-    du, dx = net(torch.lerp(u0, u1, t[:, None]), torch.lerp(x0, x1, s), t, c)
+    dx = net.layout_velocity(torch.lerp(x0, x1, t[:, None, None, None]), t, told, c)
+    du = net.style_velocity(torch.lerp(u0, u1, t[:, None]), t, c)
     used = (net.axes.square().sum(1) > 1e-10).float()
     return {'flow': (dx - (x1 - x0)).square().mean(), 'flow_w': ((du - (u1 - u0)).square() * used).mean()}
+

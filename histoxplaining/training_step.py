@@ -6,7 +6,7 @@
 __all__ = ['ARCHS', 'ON_CODES', 'DISCS', 'AUGS', 'RECONSTRUCTION', 'TrainConfig', 'resolve', 'TrainState', 'latents',
            'noise_inputs', 'encoded', 'layout_masks', 'layouts', 'synthesise', 'augmented', 'generator_terms',
            'gradient_norm_weighted', 'update_gradient_norms', 'discriminator_terms', 'path_length_term', 'update_ema',
-           'class_vectors', 'train_step', 'align_w']
+           'class_vectors', 'Remembered', 'train_step', 'align_w']
 
 # %% ../nbs/24_training_step.ipynb #c03e5a5c
 import copy
@@ -99,7 +99,7 @@ class TrainConfig:
     pl_weight:float|None = None    # path length weight; 0: off. stylegan2: 2, else 0
     pl_every:int = 4               # lazy path length
     t_lr:float = .0005             # of the translator
-    f_lr:float = .0005             # of the prior
+    f_lr:float = .001              # of the prior, falling over the last third of a run
     c_lr:float = .001              # of the composer
     # translator, prior, composer: go on from the weights of the one that lies beside the model
     beside:bool = False
@@ -299,6 +299,7 @@ class TrainState:
         self.guard = Guard(cfg.nan_budget)
         self.nimg, self.seconds, self.lr_scale, self.parts = 0, 0., 1., _shares(cfg)
         self.since_best = 0                                            # measurements since the best one
+        self.codes = None                                              # of tiles, for a prior: `Remembered`
         self.teacher = None                                            # the translator that another one learns from
         # generator, encoder, translator of half the size, and which of its classes each class is
         self.guide = None
@@ -315,8 +316,11 @@ class TrainState:
     def slow_down(self, factor=1.):
         "Multiply all learning rates, on top of what was done before."
         self.lr_scale *= factor
-        for k, o in self.opts.items():
-            for g in o.param_groups: g['lr'] = self.rates[k] * self.lr_scale
+        for k in self.opts: self.pace(k)
+
+    def pace(self, k, share=1.):
+        "Let a network learn at a share of its rate from now on."
+        for g in self.opts[k].param_groups: g['lr'] = self.rates[k] * self.lr_scale * share
 
     def state_dict(self, cfg):
         # the projected discriminator's frozen backbone comes with the package and is not saved
@@ -626,7 +630,7 @@ class _Phase:
         bad = ~torch.isfinite(torch.stack(torch._foreach_norm(grads)).norm())
         # the fused optimiser reads memory in order, whatever the strides
         for p, g in zip(self.params, grads): p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
-        for k in 'ETC':
+        for k in 'ETCF':
             if e_clip and k in self.names:
                 nn.utils.clip_grad_norm_(self.st.nets[k].parameters(), e_clip * (1 if k == 'E' else 5))
         for k in self.names:
@@ -671,12 +675,34 @@ class _Notes:
     def add(self, terms):
         for k, v in terms.items(): self.terms[k] = self.terms.get(k, 0) + v.detach() / self.parts
 
+class Remembered:
+    """Codes and logits of tiles, `x [N, 3, H, W] -> (w, feat, logits)` in float16, kept for the next time that a tile
+    comes in the same orientation, in up to `most` bytes: where nothing but these is learnt from, they are half of the
+    work."""
+    def __init__(self, E, clf, most=2**30): self.E, self.clf, self.most, self.known, self.bytes = E, clf, most, {}, 0
+
+    @torch.no_grad()
+    def __call__(self, x):
+        keys = [hash(v.cpu().numpy().tobytes()) for v in x]
+        new, said = [i for i, k in enumerate(keys) if k not in self.known], {}
+        if new:
+            w, feat = self.E.encode(x[new])
+            rows = zip(w[:, 0].half(), feat.half(), self.clf(x[new]).half())
+            said = {keys[i]: [v.clone() for v in row] for i, row in zip(new, rows)}
+        if self.bytes < self.most:
+            self.known |= said
+            self.bytes += sum(v.numel() * v.element_size() for row in said.values() for v in row)
+        return tuple(torch.stack(v).float() for v in zip(*(said.get(k) or self.known[k] for k in keys)))
+
 def _micro_batches(st, cfg, clf, x, y):
-    "The parts of a batch: `(tiles, class vectors, logits, global indices)`."
+    "The parts of a batch: `(tiles, class vectors, logits, global indices)`; for a prior, of codes in place of tiles."
     out = []
+    if st.F is not None and st.codes is None: st.codes = Remembered(st.E, clf)
     for k in range(st.parts):
         xk = x[k::st.parts]
-        with torch.no_grad(): logits = clf(xk) if clf is not None else None
+        if st.F is not None: *xk, logits = st.codes(xk)
+        else:
+            with torch.no_grad(): logits = clf(xk) if clf is not None else None
         idx = [st.nimg + p for p in places(cfg.batch, k, st.parts)]
         out.append((xk, class_vectors(st, cfg, logits, clf, y[k::st.parts], idx), logits, idx))
     return out
@@ -693,8 +719,7 @@ def _generator_phase(st, cfg, clf, dist, parts, adversarial, notes):
             loss, sq = sum(t.values()), {}
             notes.add({'flipped': fk['flipped']})
         elif cfg.arch == 'prior':
-            with torch.no_grad(): w, feat = st.E.encode(x)
-            t, fk, sq = prior_terms(st.F, w[:, 0], feat, c, cfg.seed, idx), {}, {}
+            t, fk, sq = prior_terms(st.F, *x, c, cfg.seed, idx), {}, {}
             loss = sum(t.values())
         elif cfg.arch == 'composer':
             t, fk = composer_terms(st, cfg, dist, x, logits, idx)
@@ -750,6 +775,9 @@ def _train_step(st, cfg, clf, dist, x, y):
     lam = min(max(st.nimg - cfg.ae_kimg * 1000, 0) / max(cfg.warm_kimg * 1000, 1), 1)
     for net in (st.G, st.D):
         if cfg.cgan and net is not None and cfg.arch not in ON_CODES: net.mapping.cond_weight.fill_(lam)
+    if st.F is not None:                                     # up over a fiftieth of the run, down over a third
+        done = st.nimg / (1000 * cfg.kimg)
+        st.pace('F', min(1, .02 + 50 * done, .01 + 3 * (1 - done)))
     if st.P is not None and adversarial: st.P.iterate()
     parts = _micro_batches(st, cfg, clf, x, y)
     fakes = _generator_phase(st, cfg, clf, dist, parts, adversarial, notes)

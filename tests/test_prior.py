@@ -1,13 +1,18 @@
 """A prior over codes: trained like everything else, and what samples are made of where there is one."""
 import shutil
+from types import SimpleNamespace
 import pytest, torch
 from histoxplaining.cli import _with_layouts, hx_prior
+from histoxplaining.counterfactual import _many_rays, _order
 from histoxplaining.explainer import Explainer
 from histoxplaining.features import generated
 from histoxplaining.files import CheckpointError, HxError
 from histoxplaining.latents import NoDirection
-from histoxplaining.methods import DEPTHS, Ask, flow
+from histoxplaining.layers import multiplies_bfloat16, reduced
+from histoxplaining.methods import DEPTHS, GUIDANCE, Ask, flow
+from histoxplaining.prior import Prior
 from histoxplaining.training import TrainConfig, train
+from histoxplaining.training_step import Remembered
 
 SIZES = dict(channel_base=256, channel_max=16, feat_channels=4, map_layers=1)
 
@@ -103,7 +108,46 @@ def test_flow_proposes_whole_steps_that_grow_with_depth_and_needs_a_prior(model,
     assert flow(ex, code, Ask(0, 1, hold=()))[-1].w.abs().max() > 0
     # at the end of the whole step stands the code that the prior drew
     c = torch.eye(2)
-    (w, feat), = ex.prior.redrawn(code.mean, code.feat, c[[0] * 3], c[[1] * 3], DEPTHS[-1:])
+    with reduced(multiplies_bfloat16()):
+        (w, feat), = ex.prior.redrawn(code.mean, code.feat, c[[0] * 3], c[[1] * 3], DEPTHS[-1:],
+            guidance=GUIDANCE[-1:])
     [e] = flow(ex, code, Ask(0, 1, closeness=0.))
     there = code.feat + e.feat * torch.tensor(e.whole)[:, None, None, None]
     assert torch.allclose(there, feat, atol=1e-4) and (feat - code.feat).abs().max() > 1e-3
+    # two draws are two answers, the first of which is the one that stands alone
+    one, two = flow(ex, code, Ask(0, 1, closeness=0., n=2))
+    assert torch.equal(one.feat, e.feat) and (two.feat - one.feat).abs().max() > 1e-3
+    # without being told a method the engine asks the flow first, about classes that the prior knows
+    assert [m for m, _ in _order(ex, 'auto', ask)][0] == 'flow' == _many_rays(ex, 'auto', code, ask)[0][0]
+    ex.prior = None
+    assert 'flow' not in [m for m, _ in _order(ex, 'auto', ask)]
+
+
+def test_guidance_leads_further_away_from_what_it_leaves():
+    torch.manual_seed(0)
+    net, eye = Prior(16, (4, 8, 8), 2, styles=2, width=16, blocks=1, told=16), torch.eye(2)
+    x = torch.randn(3, 4, 8, 8)
+    net.layout_velocity = lambda x, t, u, c: c[:, :1, None, None] * torch.ones_like(x)      # the class, and no more
+    along = lambda c, **kw: net._laid_out(x, torch.zeros(3, 2), c, 0., 1., 4, **kw)
+    a, none = eye[[0] * 3], torch.zeros(3, 2)
+    assert torch.allclose(along(a), x + 1) and torch.allclose(along(a, guidance=3.), x + 3, atol=1e-5)
+    assert torch.allclose(along(a, guidance=3., away=a), x + 1, atol=1e-5)
+    assert torch.allclose(along(eye[[1] * 3], guidance=2., away=a), x - 1, atol=1e-5)
+
+
+def test_codes_are_worked_out_once_for_every_tile_and_orientation():
+    asked = []
+    def encode(x):
+        asked.append(len(x))
+        return x.mean((2, 3))[:, None].expand(-1, 4, -1), x
+    memory = Remembered(SimpleNamespace(encode=encode), lambda x: x.amax((2, 3)))
+    x = torch.randn(4, 3, 4, 4)
+    first = memory(x)
+    w, feat, logits = memory(torch.cat([x[2:], x[:1].flip(3), x[2:3]]))
+    assert asked == [4, 1] and torch.equal(feat[:2], first[1][2:]) and torch.equal(feat[3], feat[0])
+    assert torch.allclose(w[:2], x[2:].mean((2, 3)), atol=1e-3) and torch.equal(logits[2], first[2][0])
+    assert torch.equal(feat[2], first[1][0].flip(2))
+    # what does not fit is worked out again
+    small, asked[:] = Remembered(SimpleNamespace(encode=encode), lambda x: x.amax((2, 3)), most=1), []
+    for _ in range(3): small(x[:2]); small(x[2:])
+    assert asked == [2, 2, 2, 2]
