@@ -523,7 +523,7 @@ def hx_explain(
     classifier:str=None,
     method:str='auto',      # how to look for an answer
     question:str='needed',  # of the translator: what the classifier 'needed', or how the class 'typical'ly looks
-    closeness:float=.25,    # of the translator: 0, as the class looks, to 1, as little as convinces
+    closeness:float=.25,    # translator, flow: 0, as the class looks, to 1, as little as convinces
     hold:str='stain',       # what the edit must leave alone; 'none' to audit a classifier
     views:int=1,            # up to 8: p must hold for the mean of so many orientations too
     prune:store_true=False, # take back the parts of the translator's step that the classifier does not need

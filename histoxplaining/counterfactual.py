@@ -577,7 +577,7 @@ def explain(
     # what the edit must leave alone; () to audit a classifier. The translator holds what it was trained to hold
     hold=('stain',),
     question:str='needed',   # of the translator: what this classifier 'needed', or how the class 'typical'ly looks
-    closeness:float=.25,     # of the translator: from 0, as the class looks, to 1, as little as convinces
+    closeness:float=.25,     # translator, flow: from 0, as the class looks, to 1, as little as convinces
     # optimisation steps on the codes of tiles; None: up to 30, as many as it takes, where the reconstruction is
     # judged otherwise than the tile
     refine:int|None=None,

@@ -284,6 +284,7 @@ class Explorer:
     def _controls(self, target, p, views):
         "What can be asked."
         wide, moves = (lambda w: W.Layout(width=f'{w}px')), self.explainer.translator is not None
+        dials = moves or self.explainer.prior is not None              # whose answers lie as near as one likes
         self.kind = W.ToggleButtons(options=self._kinds(), style=W.ToggleButtonsStyle(button_width='104px'))
         self.index = W.BoundedIntText(0, min=0, max=self._last(), description='number', layout=wide(190))
         self.target = W.Dropdown(options=[('the next likely', 'next'),
@@ -292,7 +293,7 @@ class Explorer:
         self.question = W.Dropdown(options=[('what it needs', 'needed'), ('what is typical', 'typical')],
             description='show', layout=wide(220), disabled=not moves)
         self.closeness = W.FloatSlider(.25, min=0, max=1, step=.25, description='closeness', continuous_update=False,
-            readout_format='.2f', layout=wide(260), disabled=not moves)
+            readout_format='.2f', layout=wide(260), disabled=not dials)
         self.p = W.Dropdown(options=sorted({.5, .7, .9, .99, p}), value=p, description='until p', layout=wide(150))
         self.views = W.Dropdown(options=VIEWS | {f'in {views} views': views} if views not in VIEWS.values() else VIEWS,
             value=views, description='holds', layout=wide(210))
@@ -303,7 +304,7 @@ class Explorer:
         self.save = W.Dropdown(options=[('save ...', ''), ('report (HTML)', 'html'), ('figure (PNG)', 'png'),
             ('numbers (JSON)', 'json')], layout=wide(150))
         self.more = W.Button(description='alternatives', tooltip='other answers to the same question',
-            layout=wide(120), disabled=not moves)
+            layout=wide(120), disabled=not dials)
         self.cancel = W.Button(description='stop', tooltip='give up this question', layout=wide(80), disabled=True)
 
     def _pictures(self):

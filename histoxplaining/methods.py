@@ -731,7 +731,7 @@ def _whole_step(explainer, name, dw, df, ask, **more):
         reach=FARTHER * whole, slope=(ask.goal + 4) / whole, whole=whole, **more)
 
 # of `flow`: how far back towards noise, and how strongly forth; the smallest step that convinces is the answer
-DEPTHS, GUIDANCE = (.6, .8, .95), (2., 3., 4.)
+DEPTHS, GUIDANCE = (.65, .8, .95), (3., 3., 4.)
 
 def flow(
     explainer,  # an `Explainer`
@@ -739,8 +739,8 @@ def flow(
     ask,        # an `Ask`: classes, p, views, classifier
 ):
     """Back along the flow of the model's prior as tissue of the class that it is now, and forth as tissue of the wanted
-    one (room `prior`): a whole step in the layout per depth, the deepest alone at closeness 0. No gradient of the
-    classifier is asked for."""
+    one (room `prior`): a whole step in the layout per depth. At closeness 1 from the shallowest on, at 0 the deepest
+    alone. No gradient of the classifier is asked for."""
     F = explainer.prior
     if F is None: raise NoDirection('flow: no prior was trained for this model: hx_prior makes one')
     names = [explainer.classes_of(ask.classifier)[k] for k in (ask.source, ask.target)]
@@ -748,7 +748,7 @@ def flow(
         if name not in explainer.classes:
             raise NoDirection(f"flow: the prior was trained for {', '.join(explainer.classes)} and not for {name}")
     if not F.n_classes: raise NoDirection('flow: the prior of this model knows no classes')
-    w, k = code.mean, 0 if ask.closeness else len(DEPTHS) - 1
+    w, k = code.mean, int((1 - ask.closeness) * (len(DEPTHS) - 1))
     c0, c1 = (torch.eye(F.n_classes, device=w.device)[[explainer.classes.index(name)]] for name in names)
     whole = lambda f: (c0.expand(len(f), -1), c1.expand(len(f), -1))
     noise = torch.randn(ask.n, *F.feat_shape, generator=stream(ask.seed, 'flow')).to(w)

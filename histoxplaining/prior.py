@@ -41,13 +41,14 @@ class Prior(nn.Module):
         wide:int|None=None,        # at half of it; None: about seven quarters of `width`
         blocks:int=3,              # per stage
         told:int=256,              # width of what the blocks are told
+        guidance:float=1.,         # of its samples
     ):
         super().__init__()
         if feat_shape is None: raise HxError('a prior draws layout codes, and this generator has none')
         wide = wide or width * 7 // 32 * 8
         self.init = dict(w_dim=w_dim, feat_shape=list(feat_shape), n_classes=n_classes, styles=styles, width=width,
-            wide=wide, blocks=blocks, told=told)
-        self.feat_shape, self.n_classes, self.styles = tuple(feat_shape), n_classes, styles
+            wide=wide, blocks=blocks, told=told, guidance=guidance)
+        self.feat_shape, self.n_classes, self.styles, self.guidance = tuple(feat_shape), n_classes, styles, guidance
         C, heard = feat_shape[0], styles + n_classes + 16
         for name, shape in dict(mean=(w_dim,), axes=(styles, w_dim), feat_mean=(C, 1, 1)).items():
             self.register_buffer(name, torch.zeros(shape))
@@ -124,24 +125,27 @@ class Prior(nn.Module):
     def sample(self,
         noise:torch.Tensor,        # [N, noise_dim] standard normal
         c:torch.Tensor|None=None,  # class vectors [N, n_classes]
-        steps:int=24,              # along the flow (midpoint method: two passes each)
-        guidance:float=1.,         # more than 1: away from what any class could be (Ho & Salimans 2022)
+        steps:int=16,              # along the flow (midpoint method: two passes each)
+        # more than 1: away from what any class could be (Ho & Salimans 2022); None: the prior's own
+        guidance:float|None=None,
     ):
         "New codes `(w [N, w_dim], feat [N, C, side, side])`."
         if noise.ndim != 2 or noise.shape[1] != self.noise_dim:
             raise HxError(f'noise of shape {list(noise.shape)}, expected [N, {self.noise_dim}]')
         u, x = noise[:, :self.styles], noise[:, self.styles:].view(-1, *self.feat_shape)
         u = _along(lambda u, t: self.style_velocity(u, t, c), u, 0., 1., steps)
-        return self.codes(u, self._laid_out(x, u, c, 0., 1., steps, guidance))
+        return self.codes(u, self._laid_out(x, u, c, 0., 1., steps, self.guidance if guidance is None else guidance))
 
     def _laid_out(self, x, u, c, t0, t1, steps, guidance=1., away=None):
         """Layouts followed from one time to another; with guidance away from another class, or from none in particular
-        (zeros)."""
+        (zeros). What is guided is brought back to the spread of what is not: contrasts would grow with it, and stains
+        with them (Lin et al., *Common Diffusion Noise Schedules and Sample Steps are Flawed*, 2024)."""
         if guidance == 1 or c is None: return _along(lambda x, t: self.layout_velocity(x, t, u, c), x, t0, t1, steps)
         both, u = torch.cat([c, torch.zeros_like(c) if away is None else away]), torch.cat([u, u])
         def velocity(x, t):
             there, elsewhere = self.layout_velocity(torch.cat([x, x]), torch.cat([t, t]), u, both).chunk(2)
-            return torch.lerp(elsewhere, there, guidance)
+            v = torch.lerp(elsewhere, there, guidance)
+            return v * ((there.std((1, 2, 3)) + 1e-6) / (v.std((1, 2, 3)) + 1e-6))[:, None, None, None]
         return _along(velocity, x, t0, t1, steps)
 
     @torch.no_grad()

@@ -2,8 +2,9 @@
 import shutil
 from types import SimpleNamespace
 import pytest, torch
-from histoxplaining.cli import _with_layouts, hx_prior
-from histoxplaining.counterfactual import _many_rays, _order
+from histoxplaining.classifier import Classifier
+from histoxplaining.cli import _with_layouts, hx_classifier, hx_prior
+from histoxplaining.counterfactual import _many_rays, _order, explain
 from histoxplaining.explainer import Explainer
 from histoxplaining.features import generated
 from histoxplaining.files import CheckpointError, HxError
@@ -102,8 +103,8 @@ def test_flow_proposes_whole_steps_that_grow_with_depth_and_needs_a_prior(model,
     run = train(TrainConfig(data=str(tiny/'tiles.lmdb'), arch='prior', init=str(model), batch=8, kimg=.032, f_lr=.002),
         tmp_path/'run', tiny/'classifier.safetensors', quiet=True)
     ex.prior = Explainer.load(run.model).prior
-    edits = flow(ex, code, ask)
-    assert len(edits) == len(DEPTHS) and len(flow(ex, code, Ask(0, 1, closeness=0.))) == 1
+    edits = flow(ex, code, Ask(0, 1, closeness=1.))
+    assert [len(flow(ex, code, Ask(0, 1, closeness=c))) for c in (1., .25, 0.)] == [len(DEPTHS), len(DEPTHS) - 1, 1]
     assert (edits[0].whole < edits[-1].whole).all() and all(e.w.abs().max() == 0 for e in edits)   # the style stays
     assert flow(ex, code, Ask(0, 1, hold=()))[-1].w.abs().max() > 0
     # at the end of the whole step stands the code that the prior drew
@@ -151,3 +152,30 @@ def test_codes_are_worked_out_once_for_every_tile_and_orientation():
     small, asked[:] = Remembered(SimpleNamespace(encode=encode), lambda x: x.amax((2, 3)), most=1), []
     for _ in range(3): small(x[:2]); small(x[2:])
     assert asked == [2, 2, 2, 2]
+
+
+def test_a_classifier_is_steadied_on_the_reconstructions_of_a_model(model, tiny, tmp_path, capsys):
+    kw = dict(stability=4., arch='test_resnet', scratch=True, epochs=1)
+    hx_classifier(str(tiny/'tiles.lmdb'), str(tmp_path/'a.safetensors'), reconstructed=str(model), **kw)
+    hx_classifier(str(tiny/'tiles.lmdb'), str(tmp_path/'b.safetensors'), **kw)
+    a, b = (Classifier.load(tmp_path/f'{k}.safetensors') for k in 'ab')
+    assert a.report['copies'] and not b.report['copies']
+    assert any(not torch.equal(u, v) for u, v in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+    hx_classifier(str(tiny/'tiles.lmdb'), str(tmp_path/'c.safetensors'), start=str(tmp_path/'a.safetensors'), **kw)
+    assert Classifier.load(tmp_path/'c.safetensors').report['started']
+    with pytest.raises(SystemExit):
+        hx_classifier(str(tiny/'tiles.lmdb'), str(tmp_path/'d.safetensors'), reconstructed='colon-64', **kw)
+    assert 'a model of 64 px, the tiles have 16' in capsys.readouterr().err
+    assert not (tmp_path/'d.safetensors').exists()
+
+
+def test_the_packaged_model_of_five_classes_draws_and_answers_by_flow():
+    ex = Explainer.from_pretrained('colon-128')
+    assert sum(f.stat().st_size for f in ex.folder.iterdir()) < 30e6
+    assert (ex.size, len(ex.classes), ex.translator) == (128, 5, None)
+    drawn = ex.sample(range(4), 'healthy')
+    p = ex.probabilities(ex.render(drawn)).numpy()
+    assert (p.argmax(1) == ex.class_index('healthy')).sum() >= 3
+    assert not (drawn.feat[:, None] == ex.reference.feat).flatten(2).all(2).any()      # no layout is borrowed
+    [cf] = explain(ex, seeds=[int(p[:, 0].argmax())], target='adenocarcinoma', method='flow')
+    assert (cf.source, cf.success, cf.p >= .9) in (('healthy', True, True), ('adenocarcinoma', False, False))
