@@ -2,12 +2,13 @@
 per class; and flips of held-out tiles, rows of tile, reconstruction and answers.
 
     python benchmarks/sheet.py MODEL STORE [--n 64] [--columns 16] [--kinds samples,reconstructions,flips]
-        [--out FOLDER]
+        [--method auto] [--out FOLDER]
 
 Samples are of the seeds 0 to n - 1, tiles the first n of a fixed permutation of the held-out ones of each class. The
 last line is JSON: how often the classifier says the class that was asked for, and the share of tiles on which it says
 the same of the reconstruction."""
 import argparse, json
+from functools import partial
 from pathlib import Path
 import numpy as np
 from PIL import Image
@@ -46,17 +47,18 @@ def reconstructions(ex, store, n, columns):
     return grid(np.concatenate(rows), columns), same
 
 
-def flips(ex, store, n, columns):
+def flips(ex, store, n, columns, method='auto'):
     """Of each class as many columns as there is room for: tile, reconstruction and answers, one row per class that is
-    asked for; black where there is none."""
+    asked for; the tile itself, faded, where the classifier says so already, and grey where there is no answer."""
     each = columns // len(ex.classes)
     real = np.concatenate([tiles(store, k, each) for k in range(len(ex.classes))])
     rows, answered = [real, ex.render(ex.code(real))], {}
     for name in ex.classes:
-        cfs = [c for i in range(0, len(real), 16) for c in explain(ex, list(real[i:i + 16]), target=name)]
+        cfs = [c for i in range(0, len(real), 16) for c in explain(ex, list(real[i:i + 16]), name, method=method)]
         asked = [c for c in cfs if c.source != name]
         answered[name] = sum(c.success for c in asked) / len(asked)
-        rows.append(np.stack([c.counterfactual if c.success else np.zeros_like(real[0]) for c in cfs]))
+        rows.append(np.stack([c.counterfactual if c.success else np.full_like(x, 225) if c.source != name
+            else (255 - (255 - x) * .25).astype(np.uint8) for c, x in zip(cfs, real)]))
     return grid(np.concatenate(rows), len(real)), answered
 
 
@@ -65,11 +67,12 @@ def main():
     p.add_argument('model'); p.add_argument('store')
     p.add_argument('--n', type=int, default=64); p.add_argument('--columns', type=int, default=16)
     p.add_argument('--kinds', default='samples,reconstructions,flips'); p.add_argument('--out', default='.')
+    p.add_argument('--method', default='auto', help='of the flips')
     a = p.parse_args()
     ex, store, said = Explainer.open(a.model), TileStore(a.store), {}
     for kind in a.kinds.split(','):
-        picture, said[kind] = dict(samples=samples, reconstructions=reconstructions, flips=flips)[kind](ex, store, a.n,
-            a.columns)
+        draw = dict(samples=samples, reconstructions=reconstructions, flips=partial(flips, method=a.method))[kind]
+        picture, said[kind] = draw(ex, store, a.n, a.columns)
         Image.fromarray(picture).save(Path(a.out)/f'{Path(a.model).name}_{kind}.jpg', quality=80)
         print(kind, said[kind], flush=True)
     print(json.dumps(said))
