@@ -57,8 +57,11 @@ def flips(ex, store, n, columns, method='auto'):
         cfs = [c for i in range(0, len(real), 16) for c in explain(ex, list(real[i:i + 16]), name, method=method)]
         asked = [c for c in cfs if c.source != name]
         answered[name] = sum(c.success for c in asked) / len(asked)
-        rows.append(np.stack([c.counterfactual if c.success else np.full_like(x, 225) if c.source != name
-            else (255 - (255 - x) * .25).astype(np.uint8) for c, x in zip(cfs, real)]))
+        row = np.full_like(real, 225)
+        for i, c in enumerate(cfs):
+            if c.success: row[i] = c.counterfactual
+            elif c.source == name: row[i] = 255 - (255 - real[i]) // 4
+        rows.append(row)
     return grid(np.concatenate(rows), len(real)), answered
 
 
