@@ -295,7 +295,8 @@ def curve_scale(cf):
     return (lambda s: _L + (s - lo) / (hi - lo) * (_W - _L - _R)), (lambda p: _H - _B - p * (_H - _T - _B))
 
 def _nice(lo:float, hi:float)->list:
-    "Three to six round numbers from lo to hi."
+    "Three to six round numbers from lo to hi; where they are one, that one."
+    if not hi > lo: return [round(lo, 6)]
     unit = 10. ** math.floor(math.log10(hi - lo))
     step = next(k * unit for k in (.2, .5, 1, 2) if (hi - lo) / (k * unit) <= 5)
     return [round(i * step, 6) for i in range(math.ceil(lo / step), math.floor(hi / step + 1e-6) + 1)]
