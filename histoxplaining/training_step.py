@@ -687,7 +687,8 @@ class Remembered:
         new, said = [i for i, k in enumerate(keys) if k not in self.known], {}
         if new:
             w, feat = self.E.encode(x[new])
-            rows = zip(w[:, 0].half(), feat.half(), self.clf(x[new]).half())
+            logits = w[:, 0, :0] if self.clf is None else self.clf(x[new])        # without one, labels are the classes
+            rows = zip(w[:, 0].half(), feat.half(), logits.half())
             said = {keys[i]: [v.clone() for v in row] for i, row in zip(new, rows)}
         if self.bytes < self.most:
             self.known |= said
