@@ -177,5 +177,6 @@ def test_the_packaged_model_of_five_classes_draws_and_answers_by_flow():
     p = ex.probabilities(ex.render(drawn)).numpy()
     assert (p.argmax(1) == ex.class_index('healthy')).sum() >= 3
     assert not (drawn.feat[:, None] == ex.reference.feat).flatten(2).all(2).any()      # no layout is borrowed
-    [cf] = explain(ex, seeds=[int(p[:, 0].argmax())], target='adenocarcinoma', method='flow')
-    assert (cf.source, cf.success, cf.p >= .9) in (('healthy', True, True), ('adenocarcinoma', False, False))
+    asked = [c for c in explain(ex, seeds=range(5), target='healthy', method='flow') if c.source != 'healthy']
+    assert len(asked) >= 3 and sum(c.success and c.p >= .9 for c in asked) >= len(asked) - 1
+    assert all(c.area > .02 for c in asked if c.success)                               # to be seen, not whispered
