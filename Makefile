@@ -11,7 +11,7 @@ demo: .venv/.installed
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 lab: .venv/.dev
 	$(BIN)/jupyter lab nbs

@@ -353,6 +353,8 @@ def hx_train(
         if options.get('init') and ckpt:
             raise HxError('--init starts from weights alone, --ckpt continues a run: give one of them')
         said = given(options, TrainConfig) | {'data': dataset} | _augmented(options, augment)
+        if said.get('init') in packaged() and not Path(said['init']).exists():
+            said['init'] = str(model_folder(said['init']))
         if balance: said['balance'] = True
         if uncond or cgan: said['cgan'] = not uncond
         if preset is not None: said = (preset_config(preset) and PRESETS[preset]) | said
@@ -453,8 +455,9 @@ def _encoded(explainer, n):
     ref = explainer.reference
     if ref is None: raise HxError('this model has no reference sample: there are no encoded tiles')
     right = [((ref.labels == k) & (ref.logits.argmax(1) == k)).nonzero()[:, 0] for k in range(len(explainer.classes))]
-    per = max(n // len(right), 1)
-    pick = torch.cat([r[torch.linspace(0, len(r) - 1, min(per, len(r))).long()] for r in right])
+    per, more = divmod(n, len(right))
+    pick = torch.cat([r[torch.linspace(0, len(r) - 1, min(max(per + (k < more), 1), len(r))).long()]
+        for k, r in enumerate(right)])
     return list(explainer.render(ref.code[pick])), [f'encoded tile {k}' for k in pick.tolist()]
 
 def _why_not(s):
@@ -734,7 +737,7 @@ def explorer_page(
 @call_parse
 def hx_explore(
     model:Param('run folder, model folder, or the name of a packaged model (see hx_models)', str, opt=False,
-        nargs='?')='colon-64',
+        nargs='?')='colon-128',
     tiles:Param('pictures, a folder or a tile store; default: the model\'s own held-out tiles, or tissue that it draws',
         str, opt=False, nargs='*')=None,
     p:float=.9,              # how sure the classifier should be
@@ -1062,7 +1065,7 @@ def _show(path):
 def hx_demo(
     out:str='demo',         # folder to work in
     tiles:str=None,         # folder with pictures of your own; default: tissue that the model draws
-    model:str='colon-64',   # a packaged model, a run or a model folder
+    model:str='colon-128',  # a packaged model, a run or a model folder
     # instead: draw procedural tissue, train a small model on it, and explain that (some minutes)
     train:store_true=False,
     size:int=32,            # with --train: side of the tiles

@@ -536,7 +536,7 @@ def other_classifier(self:Explainer,
 
 @patch(cls_method=True)
 def from_pretrained(cls:Explainer,
-    name:str='colon-64',   # a model that comes with the package
+    name:str='colon-128',  # a model that comes with the package
     device='cpu',
 )->Explainer:
     "A model by name. Raises `CheckpointError` that lists those there are."

@@ -120,6 +120,10 @@ def test_flow_proposes_whole_steps_that_grow_with_depth_and_needs_a_prior(model,
     assert torch.equal(one.feat, e.feat) and (two.feat - one.feat).abs().max() > 1e-3
     # without being told a method the engine asks the flow first, about classes that the prior knows
     assert [m for m, _ in _order(ex, 'auto', ask)][0] == 'flow' == _many_rays(ex, 'auto', code, ask)[0][0]
+    # and then from other noise
+    (_, first), (_, others) = _order(ex, 'flow', ask)
+    assert first == ask and _order(ex, 'auto', ask)[:2] == _order(ex, 'flow', ask)
+    assert len(flow(ex, code, others)) == others.n * len(flow(ex, code, ask)) and others.n > 1
     ex.prior = None
     assert 'flow' not in [m for m, _ in _order(ex, 'auto', ask)]
 
@@ -170,8 +174,8 @@ def test_a_classifier_is_steadied_on_the_reconstructions_of_a_model(model, tiny,
 
 
 def test_the_packaged_model_of_five_classes_draws_and_answers_by_flow():
-    ex = Explainer.from_pretrained('colon-128')
-    assert sum(f.stat().st_size for f in ex.folder.iterdir()) < 30e6
+    ex = Explainer.from_pretrained()
+    assert ex.card['name'] == 'colon-128' and sum(f.stat().st_size for f in ex.folder.iterdir()) < 30e6
     assert (ex.size, len(ex.classes), ex.translator) == (128, 5, None)
     drawn = ex.sample(range(4), 'healthy')
     p = ex.probabilities(ex.render(drawn)).numpy()

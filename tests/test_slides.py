@@ -26,7 +26,7 @@ def polygon(x, y, w, h, name):
 def slide(tmp_path_factory):
     """2,240 px: eight by eight squares of tissue that the packaged model drew, glass around them, three levels; one
     half annotated healthy, the other adenocarcinoma."""
-    root, ex = tmp_path_factory.mktemp('slide'), Explainer.from_pretrained()
+    root, ex = tmp_path_factory.mktemp('slide'), Explainer.from_pretrained('colon-64')
     seeds = list(range(96))
     pics = ex.render(ex.sample(seeds))
     says = ex.probabilities(pics).argmax(1).numpy()

@@ -1,6 +1,7 @@
 """Training that starts from somebody else's weights."""
 from dataclasses import replace
 import pytest, torch
+from histoxplaining.cli import hx_train
 from histoxplaining.networks import Discriminator, Generator, standardised
 from histoxplaining.training import TrainConfig, _prepare, train
 from test_interop import lively, nvidia_file, to_lineage
@@ -47,6 +48,14 @@ def test_weights_that_do_not_fit_are_refused_by_name(tiny, tmp_path):
         prepared(tiny, init=str(path), channel_max=8, device='cpu')
     with pytest.raises(ValueError, match='no such model folder or file'):
         prepared(tiny, init=str(tmp_path/'nowhere.pkl'), device='cpu')
+
+
+def test_a_packaged_model_is_started_from_by_name(tiny, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        hx_train(str(tiny/'tiles.lmdb'), output_path=str(tmp_path/'run'), init='colon-64',
+            classifier_ckpt=str(tiny/'classifier.safetensors'))
+    said = capsys.readouterr().err
+    assert 'its pictures have 64 px' in said and '16: expected a model of 16 px, or of 8 px to grow from' in said
 
 
 def test_another_layout_code_begins_at_principal_components_and_goes_on_as_it_was(tiny, tmp_path, capsys):
