@@ -1,14 +1,15 @@
 """The table of `evaluation.evaluate` for a trained model: every method and control, both directions, on held-out
 tiles.
 
-    python benchmarks/evaluate.py --model FOLDER [--store STORE] [--oracle FILE] [--classifier FILE] [--n 200]
+    python benchmarks/evaluate.py --model FOLDER [--store STORE] [--oracle FILE|alexnet] [--classifier FILE] [--n 200]
         [--layout prototype] [--demands] [--out FILE.json]
 
 Methods in --layout are asked to move the layout too, on a quarter of the tiles, and stand in the table as `NAME, with
 layout`. With --demands the first method is also asked for the smallest change (p = 0.9 in one view), and with nothing
 held. Prints the table, and as the last line one JSON object: the default method's figures and the seconds the whole
 took. The oracle is a classifier of another architecture (`evaluation.train_oracle`); with --train_oracle ARCH it is
-trained on the store's training tiles first and written to --oracle. With --out, the figures, the counts of reasons,
+trained on the store's training tiles first and written to --oracle. `alexnet` is a linear head on AlexNet's features,
+learnt from the store's training tiles in a minute or two. With --out, the figures, the counts of reasons,
 and the risk-coverage curve are written as JSON that the notebook shows. --shortcuts NAME=FILE ... adds the shortcut
 report of further classifiers."""
 import argparse, json, time
@@ -16,11 +17,11 @@ from pathlib import Path
 import numpy as np, torch
 
 from histoxplaining.auditing import shortcut_report
-from histoxplaining.classifier import Classifier
+from histoxplaining.classifier import Classifier, linear_probe
 from histoxplaining.counterfactual import methods as all_methods
 from histoxplaining.evaluation import CONTROLS, evaluate, risk_coverage, train_oracle
 from histoxplaining.explainer import Explainer
-from histoxplaining.features import fingerprint
+from histoxplaining.features import features, fingerprint
 from histoxplaining.files import write_json
 from histoxplaining.measured import plain
 from histoxplaining.tiles import TileStore
@@ -50,9 +51,9 @@ def kept(results):
 def described(oracle, explained):
     "What the oracle is, and whether it learnt from the tiles the explained classifier learnt from."
     r = oracle.report
-    return dict(arch=oracle.arch, explained=explained.arch, accuracy=r['val']['accuracy'], n=r['val']['n'],
-        split_by=r['tiles']['split_by'], same_training_tiles=r['tiles']['hash'] == explained.report.get('tiles',
-        {}).get('hash'),
+    same = r['tiles']['hash'] == explained.report.get('tiles', {}).get('hash')
+    return dict(arch=oracle.arch or 'alexnet, linear head', explained=explained.arch, accuracy=r['val']['accuracy'],
+        n=r['val']['n'], split_by=r['tiles']['split_by'], same_training_tiles=same,
         **{k: r.get(k) for k in ('pretrained', 'stain_jitter', 'seed', 'epochs')})
 
 
@@ -60,7 +61,7 @@ def settings():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--model', required=True, help='folder of a run or a model')
     p.add_argument('--store', help="tile store; default: the model's")
-    p.add_argument('--oracle', help='a classifier (*.safetensors)')
+    p.add_argument('--oracle', help='a classifier (*.safetensors), or alexnet')
     p.add_argument('--train_oracle', metavar='ARCH', help='train one first, if the file is not there')
     p.add_argument('--classifier', help="explain this one instead of the model's own")
     p.add_argument('--n', type=int, default=200, help='tiles per class')
@@ -95,6 +96,7 @@ def networks(a):
     clf = Classifier.load(a.classifier) if a.classifier else None
     if a.train_oracle and not Path(a.oracle).exists():
         train_oracle(store, clf or ex.classifier, arch=a.train_oracle).save(a.oracle)
+    if a.oracle == 'alexnet': return ex, store, clf, linear_probe(store, features('alexnet').net, size=store.size)
     return ex, store, clf, Classifier.load(a.oracle) if a.oracle else None
 
 

@@ -76,7 +76,7 @@ def main():
     for kind in a.kinds.split(','):
         draw = dict(samples=samples, reconstructions=reconstructions, flips=partial(flips, method=a.method))[kind]
         picture, said[kind] = draw(ex, store, a.n, a.columns)
-        Image.fromarray(picture).save(Path(a.out)/f'{Path(a.model).name}_{kind}.jpg', quality=80)
+        Image.fromarray(picture).save(Path(a.out)/f'{Path(a.model).name}_{kind}.jpg', quality=70)
         print(kind, said[kind], flush=True)
     print(json.dumps(said))
 

@@ -178,8 +178,9 @@ def _missed(cf, found):
     top, reach = probability(best.best), float(best.edit.reach[0])
     if reach < 1e-3:
         return best, Reason('limit', 'the edit would leave the encoded tissue at once: the code lies at its limit')
+    as_tissue = ', as tissue of that class is known to the prior' if best.method == 'flow' else ''
     return best, Reason('below',
-        f'p({cf.target}) stays below {cf.p_asked:.10g} (it reaches {top:.3g} within {reach:.3g} s.d.)')
+        f'p({cf.target}) stays below {cf.p_asked:.10g} (it reaches {top:.3g} within {reach:.3g} s.d.{as_tissue})')
 
 def _answer(cf, found, job, j, frames):
     "Fill in a result: the found ray, or the best of those that failed."
@@ -328,15 +329,15 @@ def _flows(explainer, ask):
 
 def _order(explainer, method, ask):
     """What to try, one after the other: names of methods, and what is asked of each. The translator asks for more
-    each time; without one the flow of the prior, where there is one, and if need be from other noise; then the searches
-    of before."""
+    each time, and then the searches of before come. The flow of the prior, where there is no translator, tries other
+    noise if need be, and has the last word: what tissue does not answer, a whisper shall not."""
     flows = [('flow', ask), ('flow', replace(ask, n=DRAWS, seed=ask.seed + 1))]
-    if method != 'auto': return flows if method == 'flow' else [(method, ask)]
+    if method == 'flow' or method == 'auto' and explainer.translator is None and _flows(explainer, ask): return flows
+    if method != 'auto': return [(method, ask)]
     first = []
     if explainer.translator is not None and ask.space != 's':
         first = [('translate', ask), ('translate', replace(ask, closeness=0.)),
             ('translate', replace(ask, closeness=0., typical=not ask.typical))]
-    elif _flows(explainer, ask): first = flows
     layout = [('gradient', replace(ask,
         space='w+layout'))] if explainer.reference.feat is not None and ask.space != 'w+layout' else []
     style = [] if 'layout' in ask.space else [('direction', ask)]
@@ -572,8 +573,8 @@ def explain(
     *,
     seeds=None,              # instead of images: explain generated pictures
     p:float=.9,              # how sure the classifier should be of the target
-    # a key of `methods()`, or 'auto': the translator where the model has one, else its prior's flow, then direction
-    # and gradient, then with the layout
+    # a key of `methods()`, or 'auto': the prior's flow where the model has one and no translator; else the translator
+    # if there is one, then direction and gradient, then with the layout
     method:str='auto',
     n:int=1,                 # alternatives per picture, as far as there are different ones
     # 'w' or 's': style only (with 'auto': before the layout is touched); 'w+layout'. The translator moves both
