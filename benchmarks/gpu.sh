@@ -5,11 +5,11 @@
 #   bash benchmarks/gpu.sh OUT [SECONDS] [PACK]                      # there; OUT is filled as results come
 #
 # In this order, each under its own time limit: operator tests and their speed, the modulated convolution's forms, training speed, and then the model is trained on for all the time that is left;
-# its weights come in float16, in pieces of at most 16 MB. TINY=1 tries the whole script on a CPU in a minute or two.
+# its weights come in float16, in pieces of at most 16 MB. LEARN=prior trains the model's prior on in its place. TINY=1 tries the whole script on a CPU in a minute or two.
 set -u
-out=${1:?where results go}; seconds=${2:-540}; pack=$(realpath "${3:-pack}")
+out=$(realpath -m "${1:?where results go}"); seconds=${2:-540}; pack=$(realpath "${3:-pack}")
 begin=$SECONDS; cd "$(dirname "$0")/.." || exit 1
-mkdir -p "$out"; out=$(realpath "$out")
+mkdir -p "$out"
 export HX_WEIGHTS="$pack/weights" PYTHONPATH="$PWD:$PWD/benchmarks" TORCHDYNAMO_VERBOSE=0
 py=${PYTHON:-python3}
 if [ -n "${TINY:-}" ]; then device=cpu; speed="--sizes 64 --batch 8 --steps 1 --forms float32 --classes 2"; quick=--quick; train="batch=8 channel_base=256 channel_max=16"
@@ -38,7 +38,10 @@ pack, out, limit, device, *given = sys.argv[1:]
 given = {k: int(v) for k, v in (g.split('=') for g in given)}
 threading.Timer(max(int(limit), 5), lambda: os.kill(os.getpid(), signal.SIGTERM)).start()          # then it saves and ends
 tiny = device == 'cpu'
-cfg = TrainConfig(data=f'{pack}/tiles.lmdb', arch='StyleEx', init=None if tiny else f'{pack}/model', device=device, balance=True, kimg=.016 if tiny else 5000, ae_kimg=.008 if tiny else 0, snap_kimg=50, metrics_kimg=0, log_kimg=1, **given)
+if os.environ.get('LEARN') == 'prior':
+    learn = dict(arch='prior', init=f'{pack}/model', beside=Path(f'{pack}/model/prior.safetensors').exists(), batch=8 if tiny else 512)
+else: learn = dict(arch='StyleEx', init=None if tiny else f'{pack}/model', ae_kimg=.008 if tiny else 0, metrics_kimg=0, **given)
+cfg = TrainConfig(data=f'{pack}/tiles.lmdb', device=device, balance=True, kimg=.016 if tiny else 5000, snap_kimg=50, log_kimg=1, **learn)
 run = train(cfg, f'{out}/run', f'{pack}/classifier.safetensors')
 os._exit(0)
 PY

@@ -76,10 +76,10 @@ def overlay(
 def colour_limit(
     maps,            # heat maps [H, W], or explanations (those without a counterfactual are left out)
 )->float:
-    "One scale for several heat maps: the 99th percentile of their absolute values, rounded up to a round number."
+    "One scale for several heat maps: the 95th percentile of their absolute values, rounded up to a round number."
     maps = [m.heatmap if m.success else None for m in maps] if any(hasattr(m, 'heatmap') for m in maps) else maps
     flat = [np.abs(np.ravel(m)) for m in maps if m is not None]
-    top = float(np.percentile(np.concatenate(flat), 99)) if flat else 0.
+    top = float(np.percentile(np.concatenate(flat), 95)) if flat else 0.
     if top < 1e-3: return .1
     unit = 10. ** math.floor(math.log10(top))
     return next(round(k * unit, 6) for k in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if k * unit >= top)
@@ -291,7 +291,7 @@ def _stops(cf)->list:
     return sorted(stops, key=lambda t: t[0])
 
 # %% ../nbs/35_report.ipynb #11b94f53
-_W, _H, _L, _R, _T, _B = 380, 190, 28, 64, 12, 34  # the plot and its margins, in SVG units
+_W, _H, _L, _R, _T, _B = 380, 190, 28, 70, 12, 34  # the plot and its margins, in SVG units
 
 def curve_scale(cf):
     "Functions from edit size and p to SVG coordinates."
@@ -324,7 +324,7 @@ def curve_svg(cf)->str:
         f' {_outcome(cf)}.'
     )
     return (f'<svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(said)}">{rules}{ys}{xs}'
-            f'<text x="{_W - _R + 5}" y="{y(cf.p_asked) + 4:.1f}">asked {cf.p_asked:g}</text><text '
+            f'<text x="{_W - _R + 11}" y="{y(cf.p_asked) + 4:.1f}">asked {cf.p_asked:g}</text><text '
                 f'x="{(_L + _W - _R) / 2}" y="{_H - 3}" text-anchor="middle">size of the edit (s.d.)</text>'
             f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5" '
                 f'stroke-linejoin="round"/>{dots}{here}</svg>')
