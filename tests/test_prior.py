@@ -10,7 +10,7 @@ from histoxplaining.features import generated
 from histoxplaining.files import CheckpointError, HxError
 from histoxplaining.latents import NoDirection
 from histoxplaining.layers import multiplies_bfloat16, reduced
-from histoxplaining.methods import DEPTHS, GUIDANCE, Ask, flow
+from histoxplaining.methods import DEPTHS, GUIDANCE, STEPS, Ask, flow
 from histoxplaining.prior import Prior
 from histoxplaining.training import TrainConfig, train
 from histoxplaining.training_step import Remembered
@@ -110,7 +110,7 @@ def test_flow_proposes_whole_steps_that_grow_with_depth_and_needs_a_prior(model,
     # at the end of the whole step stands the code that the prior drew
     c = torch.eye(2)
     with reduced(multiplies_bfloat16()):
-        (w, feat), = ex.prior.redrawn(code.mean, code.feat, c[[0] * 3], c[[1] * 3], DEPTHS[-1:],
+        (w, feat), = ex.prior.redrawn(code.mean, code.feat, c[[0] * 3], c[[1] * 3], DEPTHS[-1:], STEPS,
             guidance=GUIDANCE[-1:])
     [e] = flow(ex, code, Ask(0, 1, closeness=0.))
     there = code.feat + e.feat * torch.tensor(e.whole)[:, None, None, None]
