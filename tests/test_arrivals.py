@@ -527,3 +527,10 @@ def test_what_a_model_drew_is_never_shown_as_an_original(tmp_path):
         html = re.sub('base64,[A-Za-z0-9+/=]+', '', (tmp_path/'r.html').read_text(encoding='utf-8'))
         first = [f for f in re.findall('<figure>.*?</figure>', html, re.S) if '>Original<' in f]
         assert len(first) == 4 and all('generated' in f for f in first)
+
+
+def test_encoded_tiles_are_dealt_out_over_the_classes(colon):
+    from histoxplaining.cli import _encoded
+    pictures, names = _encoded(colon, 5)
+    says = [colon.classes[k] for k in colon.reference.labels[[int(n.split()[-1]) for n in names]]]
+    assert len(pictures) == 5 and [says.count(c) for c in colon.classes] == [3, 2]
