@@ -319,7 +319,7 @@ def nearest_tiles(
 # %% ../nbs/31_counterfactual.ipynb #8ff8288a
 SAME = .9   # cosine of two changes of the picture above which they count as one answer
 
-DRAWS = 4   # of the flow, where the first does not convince
+DRAWS = 4   # of the flow, with the first, where that does not convince
 
 def _flows(explainer, ask):
     "Whether the model's prior can be asked about these classes."
@@ -331,7 +331,7 @@ def _order(explainer, method, ask):
     """What to try, one after the other: names of methods, and what is asked of each. The translator asks for more
     each time, and then the searches of before come. The flow of the prior, where there is no translator, tries other
     noise if need be, and has the last word: what tissue does not answer, a whisper shall not."""
-    flows = [('flow', ask), ('flow', replace(ask, n=DRAWS, seed=ask.seed + 1))]
+    flows = [('flow', ask), ('flow', replace(ask, known=1, n=DRAWS, seed=ask.seed + 1))]
     if method == 'flow' or method == 'auto' and explainer.translator is None and _flows(explainer, ask): return flows
     if method != 'auto': return [(method, ask)]
     first = []

@@ -47,6 +47,7 @@ class Ask:
     typical:bool=False       # translator: tissue of the class, in place of what the classifier needs
     seed:int=0               # of anything random
     prune:bool=False         # translator: take back what the classifier does not need
+    known:int=0              # flow: so many of the n answers were looked at before
 
     @property
     def goal(self): return math.log(self.p / (1 - self.p))
@@ -754,7 +755,7 @@ def flow(
     whole = lambda f: (c0.expand(len(f), -1), c1.expand(len(f), -1))
     noise = torch.randn(ask.n, *F.feat_shape, generator=stream(ask.seed, 'flow')).to(w)
     edits = []
-    for n in range(ask.n):
+    for n in range(ask.known, ask.n):
         parts = []
         with reduced(multiplies_bfloat16(w.device)):
             for i, f in zip(range(0, len(w), 16), code.feat.split(16)):

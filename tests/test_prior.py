@@ -123,7 +123,9 @@ def test_flow_proposes_whole_steps_that_grow_with_depth_and_needs_a_prior(model,
     # and then from other noise
     (_, first), (_, others) = _order(ex, 'flow', ask)
     assert first == ask and _order(ex, 'auto', ask)[:2] == _order(ex, 'flow', ask)
-    assert len(flow(ex, code, others)) == others.n * len(flow(ex, code, ask)) and others.n > 1
+    mixtures = flow(ex, code, others)
+    assert len(mixtures) == (others.n - 1) * len(flow(ex, code, ask)) and others.n > 1
+    assert all((m.feat - e.feat).abs().max() > 1e-3 for m in mixtures)     # none of them is the first once more
     ex.prior = None
     assert 'flow' not in [m for m, _ in _order(ex, 'auto', ask)]
 
