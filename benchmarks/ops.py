@@ -65,10 +65,11 @@ def pair(call, device, runs):
     def forward():
         with torch.no_grad(): fn(x, *pos, **kw)
     def both(): torch.autograd.grad(fn(x, *pos, **kw), [x, *b], g)
-    run, used = ops._run_bias_act, []
-    ops._run_bias_act = lambda *a: (used.append(a), run(*a))[1]
+    run, used = getattr(ops, f'_run_{name}'), []
+    setattr(ops, f'_run_{name}', lambda *a: (used.append(a), run(*a))[1])
     forward()
-    ops._run_bias_act, chosen = run, bool(used) or name == 'upfirdn2d'
+    setattr(ops, f'_run_{name}', run)
+    chosen = bool(used)
     out, use, ops.FORCE = {}, ops._use, True
     # twice each, alternating; the better median counts
     for side in ('native', 'reference', 'native', 'reference'):

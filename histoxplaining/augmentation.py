@@ -21,7 +21,15 @@ def dihedral_batch(
     ks,               # N numbers 0..7
 )->torch.Tensor:
     "A dihedral view of each sample of its own."
+    if x.is_cuda and x.shape[2] == x.shape[3]: return _views_at_once(x, ks)
     return torch.stack([dihedral(xi, int(k)) for xi, k in zip(x, ks)])
+
+def _views_at_once(x, ks):
+    "The same by one lookup, for square pictures."
+    place = torch.arange(x[0, 0].numel(), device=x.device).view(1, *x.shape[2:])
+    views = torch.stack([dihedral(place, k).flatten() for k in range(8)])[torch.as_tensor(ks, device=x.device)]
+    return x.flatten(2).gather(2, views[:, None].expand(-1, x.shape[1], -1)).view_as(x)
+
 
 # %% ../nbs/11_augmentation.ipynb #c6e2e151
 def random_view(
@@ -31,7 +39,7 @@ def random_view(
     px:int=2,             # largest shift
 )->torch.Tensor:
     "A random dihedral view, shifted by up to `px` pixels."
-    u = draw((3,), seed, name, indices, 'uniform')
+    u = draw((3,), seed, name, indices, 'uniform', x.device)
     d = ((2 * px + 1) * u[:, 1:]).long() - px
     return shift(dihedral_batch(x, (8 * u[:, 0]).long()), d[:, 0], d[:, 1])
 
@@ -44,7 +52,7 @@ def light(
     indices,              # N global image indices
 )->torch.Tensor:
     "Random brightness, saturation, contrast and shift of each sample. Differentiable."
-    u = 2 * draw((5,), seed, name, indices, 'uniform').to(x.device) - 1
+    u = 2 * draw((5,), seed, name, indices, 'uniform', x.device) - 1
     b, s, k = (u[:, i, None, None, None] * LIGHT[n] for i, n in enumerate(('brightness', 'saturation', 'contrast')))
     grey = x.mean(1, keepdim=True)
     x = grey + (x - grey) * (1 + s) + b

@@ -654,7 +654,7 @@ def report_card(
 def _blurred(x, sigma):
     "Gaussian blur of each tile by a deviation of its own, in pixels `[N]`."
     n, c, h, w = x.shape
-    g = torch.exp(-(torch.arange(-4., 5) / sigma[:, None])**2 / 2)
+    g = torch.exp(-(torch.arange(-4., 5, device=x.device) / sigma[:, None])**2 / 2)
     g = (g / g.sum(1, keepdim=True)).repeat_interleave(c, 0)[:, None]
     y = F.pad(x, (4,) * 4, mode='reflect').reshape(1, n * c, h + 8, w + 8)
     return F.conv2d(F.conv2d(y, g[:, :, None], groups=n * c), g[..., None], groups=n * c).view(n, c, h, w)

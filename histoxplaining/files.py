@@ -8,7 +8,7 @@ __all__ = ['HxError', 'DataError', 'CheckpointError', 'renamed', 'atomic_write',
            'TensorUnpickler', 'load_pickle', 'find_weights', 'progress', 'fetch', 'stream_seed', 'stream', 'draw']
 
 # %% ../nbs/00_files.ipynb #31d2b98d
-import contextlib, hashlib, http.client, io, itertools, json, os, pickle, re, sys, tempfile, time, warnings
+import contextlib, hashlib, http.client, io, itertools, json, math, os, pickle, re, sys, tempfile, time, warnings
 import urllib.error, urllib.parse, urllib.request
 from pathlib import Path
 import numpy as np, torch
@@ -428,7 +428,24 @@ def draw(
     name:str,              # purpose
     indices,               # global image indices
     kind:str='normal',     # 'normal' or 'uniform' in [0, 1)
+    device='cpu',          # a GPU makes its own numbers, all at once: others than a CPU's
 )->torch.Tensor:
     "One independent draw per index, stacked: `[len(indices), *shape]`."
     f = {'normal': torch.randn, 'uniform': torch.rand}[kind]
+    if torch.device(device).type != 'cpu': return _counted(shape, stream_seed(seed, name), indices, kind, device)
     return torch.stack([f(shape, generator=stream(seed, name, int(i))) for i in indices])
+
+def _mixed(z):
+    "Whole numbers of 64 bits, hashed: what SplitMix64 does to its counter (Steele et al., OOPSLA 2014)."
+    for by, factor in ((30, -0x40a7b892e31b1a47), (27, -0x6b2fb644ecceee15)):
+        z = (z ^ (z >> by & (1 << 64 - by) - 1)) * factor
+    return z ^ (z >> 31 & (1 << 33) - 1)
+
+def _counted(shape, seed, indices, kind, device):
+    "The same from counters, without a generator: number j of index i is a hash of seed, i and j."
+    i = torch.as_tensor(list(indices), device=device)
+    j = torch.arange(math.prod(shape), device=device)
+    z = _mixed(_mixed(i * -0x61c8864680b583eb + seed)[:, None] + j * -0x61c8864680b583eb)
+    a, b = (z >> 40 & 0xffffff).float() / 2**24, (z & 0xffffff).float() / 2**24
+    if kind == 'normal': a = (-2 * (1 - a).log()).sqrt() * (2 * math.pi * b).cos()        # Box & Muller 1958
+    return a.view(len(i), *shape)

@@ -182,7 +182,8 @@ class Synthesis(nn.Module):
             for n in (['conv1'] if r == 4 else ['conv0', 'conv1']):
                 layer = getattr(block, n)
                 x = layer(x, s[f'b{r}.{n}'], self._noise(layer, f'b{r}.{n}', x, noise_mode, noise))
-            if r == self.feat_res and feat is not None: x = x + self.layout(feat.to(x.dtype))
+            if r == self.feat_res and feat is not None:
+                x = x + F.conv2d(feat.to(x.dtype), self.layout.weight.to(x.dtype))
             rgb = block.torgb(x, s[f'b{r}.torgb']).float()
             img = rgb if img is None else upsample2d(img, self.resample_filter) + rgb
             # the skip generator's own picture at a lower resolution

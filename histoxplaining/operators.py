@@ -340,9 +340,14 @@ def _over(x, dim):
 
 # %% ../nbs/08_operators.ipynb #e42b13c8
 FORCE = os.environ.get('HX_OPS') == 'native'
-WORTH = 2**18   # elements from which the native bias_act wins on the CPU
+# elements from which native code wins where passes over memory are what is saved; up to half of the GPU's, it was
+# measured to lose there
+WORTH = dict(cpu=2**18, cuda=2**24)
 
-def _wins(x, act, alpha, gain, clamp): return x.numel() >= WORTH and (act != 'linear' or clamp is not None)
+def _wins(x, act, alpha, gain, clamp):
+    return x.numel() >= WORTH[x.device.type] and (act != 'linear' or clamp is not None)
+
+def _resampling_wins(x, up): return not x.is_cuda or up != (1, 1) or x.numel() >= WORTH['cuda']
 
 def upfirdn2d(
     x:torch.Tensor,      # [N, C, H, W]
@@ -358,7 +363,8 @@ def upfirdn2d(
     f = torch.ones(1) if f is None else f
     args = _pair(up), _pair(down), _padding(padding), flip_filter, gain
     _lengths(x.shape[2:], (f.shape[0], f.shape[-1]), *args[:3])
-    return upfirdn2d_reference(x, f, *args) if _use(x) is None else _Upfirdn2d.apply(x, f, *args)
+    native = _use(x) is not None and (FORCE or _resampling_wins(x, args[0]))
+    return _Upfirdn2d.apply(x, f, *args) if native else upfirdn2d_reference(x, f, *args)
 
 def bias_act(
     x:torch.Tensor,          # any shape
@@ -374,7 +380,7 @@ def bias_act(
     args = dim % x.ndim, act, a if alpha is None else alpha, g if gain is None else gain, clamp
     if b is not None and b.shape != (x.shape[args[0]],):
         raise ValueError(f'bias_act: bias of shape {list(b.shape)} along dimension {args[0]} of {list(x.shape)}')
-    native = _use(x) is not None and x.ndim > 1 and (x.is_contiguous() or args[0] == 1) and (x.is_cuda or FORCE
+    native = _use(x) is not None and x.ndim > 1 and (x.is_contiguous() or args[0] == 1) and (FORCE
         or _wins(x, *args[1:]))
     return _BiasAct.apply(x, b, *args) if native else bias_act_reference(x, b, *args)
 

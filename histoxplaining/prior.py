@@ -201,13 +201,14 @@ def prior_terms(
     is told no class, so that there is something to be guided away from, and every other one no style; to the others it
     is blurred: 32 exact numbers are the name of a training tile."""
     u1, x1 = net.units(w, feat)
-    u0, x0 = draw((net.noise_dim,), seed, 'prior', idx).to(u1).split([net.styles, net.noise_dim - net.styles], 1)
-    x0, told = x0.view_as(x1), u1 + .5 * draw((net.styles,), seed, 'prior-style', idx).to(u1)
-    said = draw((2,), seed, 'prior-told', idx, 'uniform').to(u1)
+    drawn = lambda name, *shape, kind='normal': draw(shape, seed, name, idx, kind, w.device).to(u1)
+    u0, x0 = drawn('prior', net.noise_dim).split([net.styles, net.noise_dim - net.styles], 1)
+    x0, told = x0.view_as(x1), u1 + .5 * drawn('prior-style', net.styles)
+    said = drawn('prior-told', 2, kind='uniform')
     told = told * (said[:, :1] > 1 / 2)
     if c is not None: c = c * (said[:, 1:] > 1 / 8)
     # more often in the middle of the way, where most is decided (Esser et al. 2024)
-    t = torch.sigmoid(draw((1,), seed, 'prior-time', idx).to(u1)[:, 0])
+    t = torch.sigmoid(drawn('prior-time', 1)[:, 0])
     dx = net.layout_velocity(torch.lerp(x0, x1, t[:, None, None, None]), t, told, c)
     du = net.style_velocity(torch.lerp(u0, u1, t[:, None]), t, c)
     used = (net.axes.square().sum(1) > 1e-10).float()

@@ -369,7 +369,7 @@ def latents(
     """w of z samples `[n, num_ws, 512]` for class vectors c, with style mixing: z and cut-off depend only on the
     image index."""
     dev = c.device if c is not None else next(G.parameters()).device
-    w = G.mapping(draw((G.z_dim,), cfg.seed, 'z', idx).to(dev), c)
+    w = G.mapping(draw((G.z_dim,), cfg.seed, 'z', idx, device=dev), c)
     if cfg.mixing:
         u = draw((2,), cfg.seed, 'mixing', idx, 'uniform').to(dev)
         cut = torch.where(u[:, 0] < cfg.mixing, 1 + (u[:, 1] * (G.num_ws - 1)).long(), G.num_ws)
