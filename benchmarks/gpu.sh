@@ -5,7 +5,8 @@
 #   bash benchmarks/gpu.sh OUT [SECONDS] [PACK]                      # there; OUT is filled as results come
 #
 # In this order, each under its own time limit: operator tests and their speed, the modulated convolution's forms, training speed, and then the model is trained on for all the time that is left;
-# its weights come in float16, in pieces of at most 16 MB. LEARN=prior trains the model's prior on in its place. TINY=1 tries the whole script on a CPU in a minute or two.
+# its weights come in float16, in pieces of at most 16 MB. LEARN=prior trains the model's prior on in its place, LEARN=together generator, encoder, classifier and then the prior (`together.py`).
+# SKIP="tests ops" leaves steps out. TINY=1 tries the whole script on a CPU in a minute or two.
 set -u
 out=$(realpath -m "${1:?where results go}"); seconds=${2:-540}; pack=$(realpath "${3:-pack}")
 begin=$SECONDS; cd "$(dirname "$0")/.." || exit 1
@@ -19,6 +20,7 @@ else device=cuda; speed=""; quick=""; train="batch=64 num_fp16_res=4"; fi
 left() { echo $((seconds - SECONDS + begin)); }
 step() { # name, limit, command: its output as it comes, and a line about how it ended
     local name=$1 limit=$2; shift 2
+    case " ${SKIP:-} " in *" $name "*) return;; esac
     [ "$limit" -gt "$(left)" ] && limit=$(left)
     [ "$limit" -lt 5 ] && { echo "$name: no time left" | tee -a "$out/steps.txt"; return; }
     local t=$SECONDS; timeout -k 20 "$limit" "$@" > "$out/$name.txt" 2>&1; echo "$name: status $? after $((SECONDS - t)) s" | tee -a "$out/steps.txt"
@@ -26,10 +28,16 @@ step() { # name, limit, command: its output as it comes, and a line about how it
 
 step card 20 bash -c 'nvidia-smi || true; '"$py"' -c "import torch; print(torch.__version__, torch.version.cuda)"'
 if [ -n "${TINY:-}" ]; then step tests 90 "$py" -m pytest -q -x tests/test_ops.py -k "reference and not slow"
-else step tests 90 "$py" -m pytest -q -x tests/test_ops.py; fi
+else step tests 150 "$py" -m pytest -q -x tests/test_ops.py; fi
 step ops 60 "$py" benchmarks/ops.py --device $device $quick
 step modconv 60 "$py" benchmarks/modconv.py --device $device $quick
 step speed 150 "$py" benchmarks/gpu.py --device $device $speed
+if [ "${LEARN:-}" = together ]; then
+    more=""; [ -n "${TINY:-}" ] && more="--batch 8 --prior_batch 8"
+    step together $(($(left) - 5)) "$py" benchmarks/together.py "$pack/model" "$pack/tiles.lmdb" "$out" --device $device $more \
+        --until $((($(left) - 40) * 6 / 10)) --prior_until $(($(left) - 40))
+    cat "$out/steps.txt"; exit
+fi
 step training $(($(left) - 25)) "$py" - "$pack" "$out" $((seconds - SECONDS + begin - 40)) $device $train <<'PY'
 import os, signal, sys, threading
 from pathlib import Path

@@ -85,7 +85,7 @@ def main():
     # what training starts from; the rest it makes itself
     for f in model_folder(a.model).glob('*'):
         if f.suffix == '.json': shutil.copy(f, a.out/'model')
-        elif f.stem in ('generator', 'encoder', 'classifier'): halved(f, a.out/'model'/f.name)
+        elif f.stem in ('generator', 'encoder', 'classifier', 'prior'): halved(f, a.out/'model'/f.name)
     quality, stride, off = tiles(TileStore(a.store), a.out/'tiles.lmdb', a.mb * 2**20)
     size = sum(f.stat().st_size for f in a.out.rglob('*') if f.is_file()) / 2**20
     print(f'{a.out}: {size:.1f} MB; tiles as AVIF of quality {quality}, off by {off:.2f} grey levels, '

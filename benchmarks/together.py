@@ -113,9 +113,11 @@ def generator_step(st, cfg, clf, before, dist, x, adversarial):
         t['g_proj'] = g_hinge(st.P.logits(fk['feats'], fk.get('c', c)))
     phase = ts._Phase(st, 'G', 'E')
     loss, sizes = ts.gradient_norm_weighted(st, cfg, t, fk)
-    with torch.no_grad(): w, _ = before.encode(x)
-    t['w'] = (fk['w'][:, 0] - w[:, 0]).abs().mean()             # what a style means stays what it was
-    phase.add(loss + 2 * t['w'])
+    if 'E' in st.opts:                                                 # what a style means stays what it was
+        with torch.no_grad(): w, _ = before.encode(x)
+        t['w'] = (fk['w'][:, 0] - w[:, 0]).abs().mean()
+        loss = loss + 2 * t['w']
+    phase.add(loss)
     ts.update_gradient_norms(st, sizes)
     phase.descend(cfg.e_clip)
     if adversarial:
@@ -140,7 +142,7 @@ def classifier_step(clf, first, opt, x, y, drawn, same, weight):
     apart = sum(F.kl_div(mean, v, log_target=True, reduction='batchmean') for v in (a, b)) / 2
     right = F.cross_entropy(logits, y.repeat(2), label_smoothing=.1)
     stays = -(was.repeat(2, 1) * logits.log_softmax(1)).sum(1).mean()
-    loss = .5 * right + .5 * stays + weight * apart
+    loss = .25 * right + .75 * stays + weight * apart
     opt.zero_grad(); loss.backward(); opt.step()
     return dict(right=right.detach(), apart=apart.detach())
 

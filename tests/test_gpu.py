@@ -1,9 +1,14 @@
 """What a GPU would be given, as far as it can be known without one: that everything lies on it, with PyTorch's fake
-tensors, which know their device and hold no numbers; and a step in float16, on the CPU."""
+tensors, which know their device and hold no numbers, and on a device that is not there and does (`elsewhere`); and a
+step in float16, on the CPU."""
+import contextlib
 import numpy as np, pytest, torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from histoxplaining import augmentation, classifier, files, images, layers, training_step as ts
+from elsewhere import elsewhere
+from histoxplaining import augmentation, classifier, explainer, files, images, layers, training_step as ts
 from histoxplaining.backbones import backbone
+from histoxplaining.counterfactual import explain
+from histoxplaining.explainer import Explainer
 from histoxplaining.features import perceptual
 from histoxplaining.prior import Prior, prior_terms
 
@@ -53,3 +58,28 @@ def test_a_step_in_float16(patch, monkeypatch):
     assert seen == {torch.float16} and not any(left_out.values())
     assert all(np.isfinite(float(v)) for v in terms.values())
     assert not torch.equal(before, st.G.synthesis.b32.conv1.weight)
+
+
+def test_tensors_that_lie_apart_are_refused():
+    with elsewhere() as device:
+        x = torch.rand(2, 3).to(device)
+        assert x.cpu().device.type == 'cpu' and torch.equal((x + x).cpu(), 2 * x.cpu())
+        for wrong in (lambda: x + torch.rand(2, 3), lambda: np.asarray(x), lambda: torch.rand(3)[x[0].long()]):
+            with pytest.raises((RuntimeError, TypeError)): wrong()
+
+
+def test_a_model_answers_on_another_device_as_on_the_cpu(monkeypatch):
+    "Drawing, encoding, classifying, the flow and the gradient: nothing is left on the CPU by mistake."
+    monkeypatch.setattr(explainer, 'usable', torch.device)
+    seen = {}
+    for device in ('cpu', 'meta'):
+        with elsewhere() if device == 'meta' else contextlib.nullcontext():
+            ex = Explainer.from_pretrained('colon-128', device)
+            drawn = ex.render(ex.sample(range(2), 'healthy'))
+            answers = explain(ex, list(drawn), 'adenocarcinoma')
+            slow = explain(ex, list(drawn[:1]), 'adenocarcinoma', method='gradient')[0]
+            seen[device] = drawn, ex.probabilities(drawn), [c.p for c in answers], slow.success
+            assert all(c.success for c in answers)
+    (a, pa, fa, ga), (b, pb, fb, gb) = seen.values()
+    assert np.abs(a.astype(int) - b).max() <= 1 and np.allclose(pa, pb, atol=1e-3) and ga == gb
+    assert np.allclose(fa, fb, atol=.02)
