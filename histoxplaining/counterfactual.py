@@ -579,7 +579,7 @@ def explain(
     n:int=1,                 # alternatives per picture, as far as there are different ones
     # 'w' or 's': style only (with 'auto': before the layout is touched); 'w+layout'. The translator moves both
     space:str='w',
-    # what the edit must leave alone; () to audit a classifier. The translator holds what it was trained to hold
+    # what the edit must leave alone; () or None to audit a classifier. The translator holds what it was trained to hold
     hold=('stain',),
     question:str='needed',   # of the translator: what this classifier 'needed', or how the class 'typical'ly looks
     closeness:float=.25,     # translator, flow: from 0, as the class looks, to 1, as little as convinces
@@ -601,7 +601,7 @@ def explain(
     """Counterfactuals, one per picture (n > 1: lists; `target='all'`: dicts by class). Raises `HxError` for an
     unknown class, method or option; a picture that cannot be explained is a result with a reason."""
     _check(explainer, images, seeds, method, p, n, space, classifier, carry, views, closeness, question, native)
-    hold = (hold,) if isinstance(hold, str) else tuple(hold)
+    hold = (hold,) if isinstance(hold, str) else tuple(hold or ())
     if isinstance(classifier, torch.nn.Module): classifier = classifier.frozen().to(explainer.device)
     ask = Ask(0, 0, p, views, hold, space, classifier, n, closeness, question == 'typical', seed,
         prune)

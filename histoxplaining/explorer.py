@@ -259,7 +259,8 @@ class Explorer:
         if store is None:
             try: store = explainer.store().val
             except (HxError, KeyError): store = ()
-        self.explainer, self.tiles, self.hold, self.n_frames = explainer, store, tuple(hold), frames
+        self.explainer, self.tiles, self.n_frames = explainer, store, frames
+        self.hold = (hold,) if isinstance(hold, str) else tuple(hold or ())
         self.folder, self.width = Path(folder), width
         self.classifiers = classifier if isinstance(classifier, dict) else {'' if classifier is None
             else 'given': classifier}

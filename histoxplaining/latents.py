@@ -94,7 +94,7 @@ def held_gradients(
 )->torch.Tensor:
     """Mean gradients of the held quantities with respect to w: `[w_dim, k]`. Kept in the explainer. Raises `HxError`
     for an unknown name."""
-    hold = (hold,) if isinstance(hold, str) else tuple(hold)
+    hold = (hold,) if isinstance(hold, str) else tuple(hold or ())
     for h in hold:
         if h not in HOLDS: raise HxError(f"hold '{h}': expected some of {', '.join(HOLDS)}")
     ref = _reference(explainer)
@@ -205,7 +205,7 @@ def class_direction(
 )->Direction:
     """Whitened mean gradient of the logit difference over encoded training tiles on the source's side. Kept in the
     explainer."""
-    hold = (hold,) if isinstance(hold, str) else tuple(hold)
+    hold = (hold,) if isinstance(hold, str) else tuple(hold or ())
     R = held_gradients(explainer, hold)
     s, t = explainer.class_index(source, classifier), explainer.class_index(target, classifier)
     names = explainer.classes_of(classifier)
@@ -231,7 +231,7 @@ def keep_directions(
 ):
     """Work out held gradients, class gradients and class directions of the model's own classifier, for every pair of
     classes, and keep them beside the model, so that nobody waits for them."""
-    hold, pairs = (hold,) if isinstance(hold, str) else tuple(hold), range(len(explainer.classes))
+    hold, pairs = (hold,) if isinstance(hold, str) else tuple(hold or ()), range(len(explainer.classes))
     tensors, slopes = {'held': held_gradients(explainer, hold)}, {}
     for s, t in ((s, t) for s in pairs for t in pairs if s != t):
         try: d = class_direction(explainer, s, t, hold)

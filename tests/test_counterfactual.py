@@ -102,10 +102,18 @@ def test_minimal_and_judged_as_saved(toy, pink, method, p, tmp_path):
 
 
 def test_deterministic_and_independent_of_company(toy, pink):
-    a, b = (explain(toy, pink, 'blue', method='gradient', hold=(), seed=3) for _ in range(2))
+    a, b = (explain(toy, pink, 'blue', method='gradient', hold=hold, seed=3) for hold in ((), None))
     assert all((x.counterfactual == y.counterfactual).all() and x.step == y.step for x, y in zip(a, b))
     alone, together = explain(toy, pink[2:3], 'blue', hold=())[0], explain(toy, pink, 'blue', hold=())[2]
     assert (alone.counterfactual == together.counterfactual).all()
+
+
+def test_a_class_without_channels_is_a_tile_without_an_answer(toy, pink, monkeypatch):
+    "Where no channel of StyleSpace moves the classifier there is a reason, and the call goes on."
+    monkeypatch.setattr('histoxplaining.methods.attfind_directions', lambda *a, **k: [])
+    monkeypatch.setattr(toy, 'cache', type(toy.cache)())
+    for c in explain(toy, pink[:2], 'blue', method='attfind', hold=()):
+        assert not c.success and 'no channel' in c.reason
 
 
 def test_path_that_comes_back(pink):
