@@ -44,10 +44,11 @@ def _run(func, args, kwargs):
         to, kwargs['device'] = torch.device(kwargs['device']).type == 'meta', torch.device('cpu')
     held = lambda v: v.held if isinstance(v, There) else v
     out = func(*tree_map(held, args), **tree_map(held, kwargs))
-    def known(o):                                                      # what is changed in place stays what it was
-        same = [v for v in tensors if isinstance(v, There) and v.held is o] if func._schema.is_mutable else []
-        return same[0] if same else There(o) if to and isinstance(o, torch.Tensor) else o
-    return tree_map(known, out)
+    def wrapped(o):
+        if not (to and isinstance(o, torch.Tensor)): return o
+        same = [v for v in tensors if isinstance(v, There) and v.held is o]      # changed in place
+        return same[0] if func._schema.is_mutable and same else There(o)
+    return tree_map(wrapped, out)
 
 
 class _Mode(TorchDispatchMode):
