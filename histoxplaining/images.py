@@ -13,7 +13,7 @@ import base64, io, math
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import features as pillow, Image, ImageOps
 from .files import DataError, atomic_write
 
 # %% ../nbs/01_images.ipynb #38381e7c
@@ -37,8 +37,10 @@ def from_uint8(
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(a, -1, -3))).float().div_(127.5).sub_(1)
 
 # %% ../nbs/01_images.ipynb #9ef0100d
-FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'JPEG2000')   # what is decoded; anything else is refused
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '.jp2')  # what a folder of tiles is searched for
+# what is decoded; anything else is refused
+FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'JPEG2000') + (('AVIF',) if pillow.check('avif') else ())
+# what a folder of tiles is searched for
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '.jp2') + ('.avif',) * ('AVIF' in FORMATS)
 # a tile larger than 8192 x 8192 is taken for a decompression bomb
 MAX_PIXELS = 64 * 2**20
 
