@@ -35,7 +35,7 @@ step speed 150 "$py" benchmarks/gpu.py --device $device $speed
 if [ "${LEARN:-}" = together ]; then
     more=""; [ -n "${TINY:-}" ] && more="--batch 8 --prior_batch 8"
     step together $(($(left) - 5)) "$py" benchmarks/together.py "$pack/model" "$pack/tiles.lmdb" "$out" --device $device $more \
-        --until $((($(left) - 40) * 6 / 10)) --prior_until $(($(left) - 40))
+        --seconds $(($(left) - 40))
     cat "$out/steps.txt"; exit
 fi
 step training $(($(left) - 25)) "$py" - "$pack" "$out" $((seconds - SECONDS + begin - 40)) $device $train <<'PY'

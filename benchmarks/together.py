@@ -1,12 +1,12 @@
 """Generator, encoder and the classifier that they explain, trained on together on a GPU, and then the prior on the new
 codes: what the classifier says of a tile is to hold for its reconstruction, and the other way round.
 
-    python benchmarks/together.py MODEL STORE OUT [--until 220] [--prior_until 350]
+    python benchmarks/together.py MODEL STORE OUT [--seconds 350] [--first .6]
 
-MODEL is a model folder with a prior. Both parts end so many seconds after the start, and rates fall towards the end;
---prior_until 0 leaves the second out, --e_lr 0 holds the encoder, so that the prior stays true. OUT gets the networks
-in float16 and a log with figures of held-out tiles: `within`, the share of which no probability differs by more than a
-tenth between tile and reconstruction."""
+MODEL is a model folder with a prior. It ends about so many seconds after the start; of what reading the tiles leaves of
+them, a share is the first part's, with 1 there is no second. Rates fall towards the end of each. --e_lr 0 holds the
+encoder, so that the prior stays true. OUT gets the networks in float16 and a log with figures of held-out tiles:
+`within`, the share of which no probability differs by more than a tenth between tile and reconstruction."""
 import argparse, copy, json, math, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -59,7 +59,7 @@ def passed_on(x):
     noisy = x + .08 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)
     return torch.where(k == 1, turned(blurred), torch.where(k == 3, turned(noisy), x))
 
-def progress(begin, until): return (time.time() - begin) / max(START + until - begin, 1)
+def progress(begin, until): return (time.time() - begin) / max(until - begin, 1)
 
 def falling(done, flat=.6): return max(.5 + .5 * math.cos(math.pi * max(done - flat, 0) / (1 - flat)), .01)
 
@@ -237,7 +237,7 @@ def learn_prior(a, log, E, clf, tiles, held):
     def error(): return {k: v.item() for k, v in terms(avg, *of_held, 1, range(len(vy))).items()}
     log(dict(prior=0, **error()))
     pick, begin, step, notes, n = Batch(y, a.prior_batch), time.time(), 0, [], a.prior_batch
-    while (done := progress(begin, a.prior_until)) < 1:
+    while (done := progress(begin, a.end)) < 1:
         for g in opt.param_groups: g['lr'] = a.f_lr * min(1, (step + 1) / 200) * falling(done, .5)
         i, k = pick(), torch.randint(8, (n,), device=y.device)
         t_ = terms(net, w[k, i], feat[k, i], c[k, i], 0, range(step * n, (step + 1) * n))
@@ -258,7 +258,7 @@ def learn_prior(a, log, E, clf, tiles, held):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('model', type=Path); p.add_argument('store'); p.add_argument('out', type=Path)
-    for k, v in dict(until=220., prior_until=350., batch=256, prior_batch=512, every=200, prior_every=500, kl=3.,
+    for k, v in dict(seconds=350., first=.6, batch=256, prior_batch=512, every=200, prior_every=500, kl=3.,
             adv=.3, swap=.125, stability=30., lr=.0025, e_lr=.001, c_lr=3e-4, f_lr=1e-3, ema_kimg=20., fp16=0).items():
         p.add_argument(f'--{k}', type=type(v), default=v)
     p.add_argument('--bf16', action='store_true', help='on a CPU that multiplies it')
@@ -275,8 +275,10 @@ def main():
         print(row, flush=True)
     tiles, held = loaded(a.store, a.device)
     log(dict(tiles=len(tiles[1]), classes=torch.bincount(tiles[1]).tolist(), held=len(held[1])))
+    a.end = START + a.seconds
+    a.until = time.time() + a.first * max(a.end - time.time(), 0)
     with reduced(a.bf16): E, clf = together(a, log, tiles, held)
-    if a.prior_until: learn_prior(a, log, E, clf, tiles, held)
+    if a.first < 1: learn_prior(a, log, E, clf, tiles, held)
 
 
 if __name__ == '__main__': main()

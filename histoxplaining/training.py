@@ -16,6 +16,7 @@ from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from .files import CheckpointError, HxError, draw, renamed, stream, write_json
 from .images import grid, style, to_uint8, write_png
 from .tiles import Batches, TileStore
+from .layers import multiplies_bfloat16
 from .classifier import Classifier, calibrated, check_names
 from .networks import Discriminator, Generator, principal_patches
 from .checkpoints import PixelRange, RunDir, load_model, load_network, load_state, save_model
@@ -216,10 +217,13 @@ def _patches(st, cfg, store):
     st.average_afresh()
 
 def _shaped(cfg, old):
-    "A configuration whose networks have the shape of those in a checkpoint, wherever nothing else is asked for."
+    "Shape and precision of networks as in a checkpoint, wherever nothing else is asked for."
     names = ('channel_base', 'channel_max', 'map_layers',
         'const_channels', 't_width', 't_blocks',
         't_fold') + (() if old['arch'] == 'stylegan2' else ('feat_channels', 'feat_res', 'feat_patch'))
+    # whether bfloat16 pays is measured, and need not be measured the same again
+    here = 'cpu' if cfg.device == 'auto' and not torch.cuda.is_available() else cfg.device
+    if here == old.get('device') == 'cpu' and (not old.get('bf16') or multiplies_bfloat16()): names += ('bf16',)
     return replace(cfg, **{k: old[k] for k in names if k in old and getattr(cfg, k) is None})
 
 def _prepare(cfg, state, classifier):

@@ -1,12 +1,13 @@
 """Training that is interrupted in any way goes on as if nothing had happened, or says why it cannot."""
 import json, os, random, resource, signal, subprocess, sys, time
 import pytest, torch
-from histoxplaining import training_step as steps
+from histoxplaining import training, training_step as steps
 from histoxplaining.checkpoints import RunDir, images_of
+from histoxplaining.layers import multiplies_bfloat16
 from histoxplaining.training import TrainConfig, train
 
 SMALL = dict(batch=8, channel_base=256, channel_max=16, proj_res=32, log_kimg=.016, aug_pipe='bgcfnc', ada_target=-1.,
-    ada_kimg=.4)
+    ada_kimg=.4, bf16=multiplies_bfloat16())    # measured, it could be one thing now and another later
 ALL = SMALL | dict(arch='StyleEx', disc='both', ae_kimg=.08, kimg=.32, snap_kimg=.048, pl_weight=2., metrics_kimg=.16,
     metrics_n=128)
 MODES = {'StyleEx': ALL, 'stylegan2': SMALL | dict(arch='stylegan2', kimg=.32, snap_kimg=.048),
@@ -18,6 +19,7 @@ SCRIPT = '''
 import json, os, signal, sys, time, torch
 torch.set_num_threads(1)
 from histoxplaining.checkpoints import RunDir
+from histoxplaining.layers import multiplies_bfloat16
 from histoxplaining.training import TrainConfig, train
 data, out, clf, cfg, whens = sys.argv[1:]
 seen = lambda: max([r['nimg'] for r in RunDir(out).read_log()], default=0)
@@ -92,6 +94,17 @@ def test_killed_run_resumes_to_the_same_bits(tiny, whole, tmp_path, mode, times)
             if r.get('snapshot')]
     assert rows(full) == rows(cut)                                                            # the log tells one story
     assert full.best == cut.best and f'killed {times} times' in said
+
+
+@pytest.mark.parametrize('can', [True, False])
+def test_a_run_that_is_continued_keeps_its_precision(monkeypatch, can):
+    "Whether bfloat16 pays is measured at the start, beside whatever else the machine does then, and not again."
+    monkeypatch.setattr(training, 'multiplies_bfloat16', lambda: can)
+    was = dict(arch='StyleEx', device='cpu', bf16=True)
+    assert training._shaped(TrainConfig(device='cpu'), was).bf16 == (True if can else None)
+    assert training._shaped(TrainConfig(device='cpu', bf16=False), was).bf16 is False
+    assert training._shaped(TrainConfig(device='cpu'), was | dict(bf16=False)).bf16 is False
+    assert training._shaped(TrainConfig(device='cuda'), was).bf16 is None
 
 
 def test_sigterm_saves_and_ends_well(tiny, whole, tmp_path):
