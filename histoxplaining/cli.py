@@ -37,7 +37,6 @@ from .measured import Results
 from .metrics import (density_coverage, frechet_distance, kid, load_statistics, merge_statistics,
     precision_recall, save_statistics, set_statistics)
 from .distributed import rank
-from .layers import multiplies_bfloat16
 from .training_step import ON_CODES, TrainConfig
 from .training import PRESETS, preset as preset_config, train
 from .explainer import MODELS, Explainer, as_picture, downloaded, model_folder, packaged
@@ -257,8 +256,8 @@ def continued(
     if state is None: raise HxError(f'{p}: no checkpoint that can be read')
     old = {k: v for k, v in state['config'].items() if k in {f.name for f in fields(TrainConfig)}}
     other = given.get('arch', old['arch']) != old['arch']
-    keep = old.get('device') == 'cpu' and (not old.get('bf16') or multiplies_bfloat16())
-    drop = ('device', *(() if keep else ('bf16',)), *(() if old['arch'] in ON_CODES else ('init',)),
+    # whether it keeps its precision is decided where it goes on
+    drop = ('device', 'bf16', *(() if old['arch'] in ON_CODES else ('init',)),
         *(('disc', 'cond', 'noise', 'mixing', 'ae_kimg', 'warm_kimg', 'pl_weight') if other else ()),
         *(('aug',) if other or 'disc' in given else ()))
     cfg = TrainConfig(**{**{k: v for k, v in old.items() if k not in drop}, **given})
