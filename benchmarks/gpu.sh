@@ -5,7 +5,7 @@
 #   bash benchmarks/gpu.sh OUT [SECONDS] [PACK]                      # there; OUT is filled as results come
 #
 # In this order, each under its own time limit: operator tests and their speed, the modulated convolution's forms, training speed, and then the model is trained on for all the time that is left;
-# its weights come in float16, in pieces of at most 16 MB. LEARN=prior trains the model's prior on in its place, LEARN=together generator, encoder, classifier and then the prior (`together.py`).
+# its weights come in float16, in pieces of at most 16 MB. LEARN=prior trains the model's prior on in its place, LEARN=together generator, explained classifier and then the prior (`together.py`).
 # SKIP="tests ops" leaves steps out. TINY=1 tries the whole script on a CPU in a minute or two.
 set -u
 out=$(realpath -m "${1:?where results go}"); seconds=${2:-540}; pack=$(realpath "${3:-pack}")

@@ -1,29 +1,28 @@
-"""Generator, encoder and the classifier that they explain, trained on together on a GPU, and then the prior on the new
-codes: what the classifier says of a tile is to hold for its reconstruction, and the other way round.
+"""Generator and explained classifier trained on together, and then the prior: what the classifier says of a tile is to
+hold for its reconstruction. The encoder stays, so the codes and the prior on them stay true.
 
-    python benchmarks/together.py MODEL STORE OUT [--seconds 350] [--first .6]
+    python benchmarks/together.py MODEL STORE OUT [--seconds 350] [--first .6] [--bf16 on a CPU]
 
-MODEL is a model folder with a prior. It ends about so many seconds after the start; of what reading the tiles leaves of
-them, a share is the first part's, with 1 there is no second. Rates fall towards the end of each. --e_lr 0 holds the
-encoder, so that the prior stays true. OUT gets the networks in float16 and a log with figures of held-out tiles:
-`within`, the share of which no probability differs by more than a tenth between tile and reconstruction."""
+MODEL is a model folder with a prior and a plain classifier. The generator is to draw what both classifiers read in a
+tile, next to the tile itself; the classifier is to say the same of both, in logits and not in probabilities, for tiles
+that it learns from are sure. It ends about so many seconds after the start; of what reading the tiles leaves of them, a
+share is the first part's, with 1 there is no second. Rates fall towards the end of each. OUT gets the networks in
+float16 and a log with figures of held-out tiles: `within`, the share of which no probability differs by more than a
+tenth between tile and reconstruction; `64_` of a classifier that takes no part (--other FILE)."""
 import argparse, copy, json, math, time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 
-from histoxplaining.augmentation import dihedral_batch, light
+from histoxplaining.augmentation import dihedral_batch
 from histoxplaining.checkpoints import load_model, load_network
-from histoxplaining.classifier import Classifier, _blurred, calibrated
+from histoxplaining.classifier import Classifier, _apart, _blurred, calibrated
 from histoxplaining.features import perceptual
 from histoxplaining.files import load_meta, load_tensors, save_tensors
 from histoxplaining.images import moments_of_stain, restain, stain_jitter, zoom
 from histoxplaining.layers import reduced
-from histoxplaining.losses import g_hinge
 from histoxplaining.prior import Prior, prior_terms
 from histoxplaining.tiles import TileStore
-from histoxplaining import training_step as ts
 
 START = time.time()
 
@@ -78,78 +77,80 @@ class Batch:
         return i[torch.randperm(len(i), device=i.device)[:self.n]]
 
 
-def started(a, n_classes):
-    "The state of training as the package has it, with the weights of the model."
-    G, E, clf, card = load_model(a.model)
-    keep = {k: v for k, v in G.init.items() if k in ('channel_base', 'channel_max', 'map_layers', 'const_channels')}
-    cfg = ts.resolve(ts.TrainConfig(arch='StyleEx', init=str(a.model), kimg=1000, ae_kimg=0, batch=a.batch,
-        device=a.device, feat_swap=a.swap, encode_share=1., kl_weight=a.kl, kl_ramp=1e-9, proj_weight=a.adv,
-        l1_weight=4., ema_kimg=a.ema_kimg, num_fp16_res=a.fp16, lr=a.lr, e_lr=a.e_lr, bf16=False, **keep), G.size,
-        G.init)
-    st = ts.TrainState(cfg, n_classes)
-    for k, net in dict(G=G, E=E).items(): st.nets[k].load_state_dict(net.state_dict())
-    st.average_afresh()
-    st.G.mapping.cond_weight.fill_(1)
-    if not a.e_lr: st.nets['E'].requires_grad_(False); del st.opts['E']
-    return st, cfg, clf.to(a.device)
+class Reader:
+    "A classifier with what it sees on its way: feature maps of unit second moment."
+    def __init__(self, clf, soft, unit=1.):
+        self.clf, self.soft, self.unit, self.maps = clf, soft, unit, []
+        for b in clf.model.blocks[1:]: b.register_forward_hook(lambda m, i, out: self.maps.append(out))
 
-def generator_step(st, cfg, clf, before, dist, x, adversarial):
-    "As `train_step` does it for encoded tiles, but the classifier looks at tile and picture in the same orientation."
-    idx = list(range(st.nimg, st.nimg + len(x)))
+    def __call__(self, x):
+        self.maps = []
+        logits, maps = self.clf(x), self.maps
+        return logits, [v / (v.square().mean(1, keepdim=True) + 1e-6).sqrt() for v in maps]
+
+    def terms(self, x, drawn):
+        "How far apart what it says of tiles and of pictures is, and what it sees in them."
+        with torch.no_grad(): said, seen = self(x)
+        says, sees = self(drawn)
+        far = 8 * _apart(says / self.unit, said / self.unit, self.soft / self.unit)
+        return far, sum((u - v).square().mean() for u, v in zip(sees, seen)) / len(seen)
+
+
+class Game:
+    "The networks of the first part: those that learn, their averages, and those that do not."
+    def __init__(self, a):
+        self.G, self.E, _, _ = load_model(a.model)
+        read = lambda name: Classifier.load(Path(a.model)/f'{name}.safetensors').frozen().to(a.device)
+        self.clf, self.mean, self.first = (read('classifier') for _ in range(3))
+        self.G.to(a.device), self.E.to(a.device)
+        self.was, self.avg = (copy.deepcopy(self.G).requires_grad_(False) for _ in range(2))
+        self.G.synthesis.requires_grad_(True); self.clf.model.requires_grad_(True); self.clf.eval()
+        self.T, self.dist = self.clf.temperature, perceptual('lpips').to(a.device)
+        plain = read('classifier_plain')
+        self.readers = Reader(self.mean, 1.5, self.T), Reader(plain, 5., 3 * plain.temperature)
+        self.opts = (torch.optim.Adam(self.G.synthesis.parameters(), a.lr, betas=(0., .99)),
+            torch.optim.AdamW(self.clf.model.parameters(), a.c_lr, betas=(.9, .99), weight_decay=.01))
+
+    def pace(self, step, done):
+        for opt in self.opts:
+            for g in opt.param_groups:
+                g['lr'] = g.setdefault('whole', g['lr']) * min(1, (step + 1) / 100) * falling(done)
+
+
+def generator_step(game, a, x, step):
+    """Pictures are to be the tiles, to the eye and to one of the classifiers in turn; and where the style is another
+    tile's, what they were before, for edits. Gives the pictures of own style and how many there are of others."""
     with torch.no_grad():
-        views = torch.randint(8, (len(x),), device=x.device)
-        asked = clf(dihedral_batch(x, views))
-        c = calibrated(clf(x), clf.temperature)
-    fk = ts.synthesise(st, cfg, x, c, idx)
-    t = ts._compared(st, cfg, dist, x, fk)
-    place = torch.arange(len(x), device=x.device)
-    own = (fk.get('of', place) == place).float()                       # pictures of which the layout is their tile's
-    T = clf.temperature
-    said, asked = clf(dihedral_batch(fk['img'], views)) / T, asked / T
-    far = F.kl_div(said.log_softmax(1), asked.log_softmax(1), reduction='none', log_target=True).sum(1)
-    t['kl'] = ((far + .1 * (said - asked).square().mean(1)) * own).sum() / own.sum().clamp_min(1)
-    if adversarial:
-        fk['feats'] = st.P.features(light(fk['img'], cfg.seed, 'light-fake', idx))
-        t['g_proj'] = g_hinge(st.P.logits(fk['feats'], fk.get('c', c)))
-    phase = ts._Phase(st, 'G', 'E')
-    loss, sizes = ts.gradient_norm_weighted(st, cfg, t, fk)
-    if 'E' in st.opts:                                                 # what a style means stays what it was
-        with torch.no_grad(): w, _ = before.encode(x)
-        t['w'] = (fk['w'][:, 0] - w[:, 0]).abs().mean()
-        loss = loss + 2 * t['w']
-    phase.add(loss)
-    ts.update_gradient_norms(st, sizes)
-    phase.descend(cfg.e_clip)
-    if adversarial:
-        st.P.iterate()
-        phase = ts._Phase(st, 'P')
-        fk['feats'] = [v.detach() for v in fk['feats']]
-        d, _, _ = ts.discriminator_terms(st, cfg, x, c, fk, idx)
-        phase.add(sum(d.values()))
-        phase.descend()
-        t |= d
-    st.nimg += len(x)
-    ts.update_ema(st, cfg)
-    return fk['img'].detach(), own > 0, {k: v.detach() for k, v in t.items()}
+        w, feat = game.E.encode(x)
+        m = int(a.swap * len(x))
+        w = torch.cat([w.roll(1, 0)[:m], w[m:]])
+        before = game.was.synthesis(w[:m], feat[:m], noise_mode='none')
+    img = game.G.synthesis(w, feat, noise_mode='none')
+    x, own, other = x[m:], img[m:], img[:m]
+    t = dict(l1=(x - own).abs().mean(), lpips=game.dist(x, own).mean())
+    if m: t['kept'] = (other - before).abs().mean() + game.dist(other.clamp(-1, 1), before.clamp(-1, 1)).mean()
+    t['opinion'], t['features'] = game.readers[step % 5 in (1, 3)].terms(x, own)
+    loss = sum(getattr(a, k, 1.) * v for k, v in t.items())
+    game.opts[0].zero_grad(); loss.backward()
+    torch.nn.utils.clip_grad_norm_(game.G.synthesis.parameters(), 1.)
+    game.opts[0].step()
+    return own.detach().clamp(-1, 1), m, {k: v.detach() for k, v in t.items()}
 
-def classifier_step(clf, first, opt, x, y, drawn, same, weight):
+def classifier_step(game, a, x, y, drawn):
     "What it says of a tile it says of its picture, and of what is passed on; and stays the classifier that it was."
-    other = passed_on(torch.where(same.view(-1, 1, 1, 1), drawn, x))
-    with torch.no_grad(): was = first(x).softmax(1)
-    logits = clf(torch.cat([x, other]))
-    a, b = (logits / clf.temperature).log_softmax(1).chunk(2)
-    mean = torch.stack([a, b]).logsumexp(0) - math.log(2)
-    apart = sum(F.kl_div(mean, v, log_target=True, reduction='batchmean') for v in (a, b)) / 2
+    with torch.no_grad(): was = game.first(x).softmax(1)
+    logits = game.clf(torch.cat([x, passed_on(drawn)]))
+    apart = _apart(*logits.chunk(2), 1.5)
     right = F.cross_entropy(logits, y.repeat(2), label_smoothing=.1)
     stays = -(was.repeat(2, 1) * logits.log_softmax(1)).sum(1).mean()
-    loss = .25 * right + .75 * stays + weight * apart
-    opt.zero_grad(); loss.backward(); opt.step()
+    loss = .25 * right + .75 * stays + a.stability * apart
+    game.opts[1].zero_grad(); loss.backward(); game.opts[1].step()
     return dict(right=right.detach(), apart=apart.detach())
 
 @torch.no_grad()
-def look(st, clf, other, dist, x, y):
+def look(game, other, x, y):
     "Figures of the averages on held-out tiles."
-    E, G, out = st.ema['E'], st.ema['G'], {}
+    E, G, clf, dist, out = game.E, game.avg, game.mean, game.dist, {}
     r = torch.cat([G.synthesis(*E.encode(b), noise_mode='none').clamp(-1, 1) for b in x.split(100)])
     r = ((r + 1) * 127.5).round() / 127.5 - 1
     for name, c in (('', clf), ('64_', other)):
@@ -169,48 +170,41 @@ def saved(path, net, meta=None):
         meta if meta is not None else net.init)
 
 
-def keep(a, st, clf):
-    "Write generator, encoder and classifier."
-    saved(a.out/'generator.safetensors', st.ema['G']); saved(a.out/'encoder.safetensors', st.ema['E'])
+def keep(a, game):
+    "Write generator and classifier."
+    saved(a.out/'generator.safetensors', game.avg)
     path = Path(a.model)/'classifier.safetensors'
-    weights = load_tensors(path) | clf.model.state_dict()
+    weights = load_tensors(path) | game.mean.model.state_dict()
     save_tensors(a.out/'classifier.safetensors',
         {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, load_meta(path))
 
 def together(a, log, tiles, held):
-    "The first part; gives the encoder and the classifier that come out of it."
+    "The first part; gives the encoder and the classifier that comes out of it."
     (t, y), (vt, vy) = tiles, held
-    st, cfg, clf = started(a, int(y.max()) + 1)
-    dist = perceptual(cfg.perceptual).to(a.device)
+    game = Game(a)
     other = Classifier.load(a.other).frozen().to(a.device) if a.other else None
-    first, mean = (Classifier.load(Path(a.model)/'classifier.safetensors').frozen().to(a.device) for _ in range(2))
-    before = copy.deepcopy(st.ema['E'])
-    clf.model.requires_grad_(True); clf.eval()
-    opt = torch.optim.AdamW(clf.model.parameters(), a.c_lr, betas=(.9, .99), weight_decay=.01, fused=True)
     moments = torch.cat([moments_of_stain(unit(b)) for b in t.split(256)])
-    pick, begin, step, notes, vx = Batch(y, a.batch), time.time(), 0, {}, unit(vt)
-    log(dict(step=0, **look(st, mean, other, dist, vx, vy)))
+    pick, step, notes, vx = Batch(y, a.batch), 0, {}, unit(vt)
+    log(dict(step=0, **look(game, other, vx, vy)))
     begin = time.time()
     while (done := progress(begin, a.until)) < 1:
-        for k in st.opts: st.pace(k, min(1, (step + 1) / 200) * falling(done))
-        for g in opt.param_groups: g['lr'] = a.c_lr * min(1, (step + 1) / 100) * falling(done)
+        game.pace(step, done)
         i = pick()
         x = turned(varied(unit(t[i]), moments))
-        adversarial = a.adv > 0 and done > .03
-        now = replace(cfg, proj_weight=a.adv * min(max((done - .06) / .06, 0), 1))
-        drawn, same, terms = generator_step(st, now, mean, before, dist, x, adversarial)
-        terms |= classifier_step(clf, first, opt, x, y[i], drawn, same, a.stability)
-        with torch.no_grad(): moved(mean.model, clf.model, min(.998, 1 - 1 / (step + 2)))
+        drawn, m, terms = generator_step(game, a, x, step)
+        terms |= classifier_step(game, a, x[m:], y[i[m:]], drawn)
+        beta = min(.998, 1 - 1 / (step + 2))
+        with torch.no_grad(): moved(game.avg, game.G, beta); moved(game.mean.model, game.clf.model, beta)
         for k, v in terms.items(): notes.setdefault(k, []).append(v)
         step += 1
         if step % a.every == 0:
             means = {k: torch.stack(v).mean().item() for k, v in notes.items()}
-            log(dict(step=step, img_s=step * a.batch / (time.time() - begin)) | means
-                | look(st, mean, other, dist, vx, vy))
+            log(dict(step=step, img_s=step * a.batch / (time.time() - begin)) | means | look(game, other, vx, vy))
             notes = {}
-    log(dict(step=step, end=True, **look(st, mean, other, dist, vx, vy)))
-    keep(a, st, mean)
-    return st.ema['E'], mean
+            keep(a, game)
+    log(dict(step=step, end=True, **look(game, other, vx, vy)))
+    keep(a, game)
+    return game.E, game.mean
 
 @torch.no_grad()
 def codes(E, clf, t):
@@ -258,8 +252,8 @@ def learn_prior(a, log, E, clf, tiles, held):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('model', type=Path); p.add_argument('store'); p.add_argument('out', type=Path)
-    for k, v in dict(seconds=350., first=.6, batch=256, prior_batch=512, every=200, prior_every=500, kl=3.,
-            adv=.3, swap=.125, stability=30., lr=.0025, e_lr=.001, c_lr=3e-4, f_lr=1e-3, ema_kimg=20., fp16=0).items():
+    for k, v in dict(seconds=350., first=.6, batch=256, prior_batch=512, every=200, prior_every=500, opinion=.1,
+            features=.3, kept=.5, swap=.25, stability=80., lr=.0015, c_lr=3e-4, f_lr=1e-3).items():
         p.add_argument(f'--{k}', type=type(v), default=v)
     p.add_argument('--bf16', action='store_true', help='on a CPU that multiplies it')
     p.add_argument('--other'); p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')

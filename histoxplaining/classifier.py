@@ -725,9 +725,16 @@ def _augment(x, seed, start, jitter, by=2):
     x = zoom(x, 1.25 ** u[:, 0])
     return stain_jitter(x, 1 + .2 * u[:, 1:3], .05 * u[:, 3:])
 
-def _loss(clf, x, y, seed, start, jitter, stability, copies):
-    """Cross-entropy; with `stability` that of a changed copy too, labels smoothed, and the Jensen-Shannon divergence of
-    both answers (Zheng et al. 2016; Hendrycks et al., *AugMix*, 2020)."""
+def _apart(a, b, soft=1.):
+    """Jensen-Shannon divergence of two answers, from logits `[N, C]`; of softened ones (Hinton et al. 2015) in the same
+    units: those have a slope where a tile is sure too."""
+    a, b = (v.div(soft).log_softmax(1) for v in (a, b))
+    mean = torch.stack([a, b]).logsumexp(0) - math.log(2)
+    return soft**2 * sum(F.kl_div(mean, v, log_target=True, reduction='batchmean') for v in (a, b)) / 2
+
+def _loss(clf, x, y, seed, start, jitter, stability, soften, copies):
+    """Cross-entropy; with `stability` that of a changed copy too, labels smoothed, and the divergence of both answers
+    (Zheng et al. 2016; Hendrycks et al., *AugMix*, 2020)."""
     x = _augment(x, seed, start, jitter)
     if not stability: return F.cross_entropy(clf(x.to(y.device)), y)
     copy = x.clone()
@@ -736,10 +743,7 @@ def _loss(clf, x, y, seed, start, jitter, stability, copies):
     some = slice(None) if copies is None else slice(0, None, 2)   # every other one comes out of other hands too
     copy[some] = passed_on(copy[some], seed, range(start, start + len(x))[some])
     logits = clf(torch.cat([x, copy]).to(y.device))
-    a, b = logits.log_softmax(1).chunk(2)
-    mean = torch.stack([a, b]).logsumexp(0) - math.log(2)
-    apart = sum(F.kl_div(mean, v, log_target=True, reduction='batchmean') for v in (a, b)) / 2
-    return F.cross_entropy(logits, y.repeat(2), label_smoothing=.1) + stability * apart
+    return F.cross_entropy(logits, y.repeat(2), label_smoothing=.1) + stability * _apart(*logits.chunk(2), soften)
 
 def _tuning_split(train, by, seed):
     """Tiles to fit on and tiles to choose epoch and temperature on: split as the held-out tiles were, or tile by
@@ -758,7 +762,7 @@ def _tuned(clf, tune):
     nll = F.cross_entropy(logits / fit_temperature(logits, y), y)
     return dict(tune_nll=float(nll), tune_accuracy=float((logits.argmax(1) == y).double().mean()))
 
-def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, stability, copies, callback):
+def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, stability, soften, copies, callback):
     """Fit until the likelihood of the tuning tiles stops improving; leaves the best weights in `clf` and returns the
     history."""
     tiles = Batches(_balanced(fit), batch, seed=seed)
@@ -770,7 +774,7 @@ def _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, jitter, stabi
         clf.train()
         start = tiles.position
         x, y = next(tiles)
-        loss = _loss(clf, x, y.to(clf.mean.device), seed, start, jitter, stability, copies)
+        loss = _loss(clf, x, y.to(clf.mean.device), seed, start, jitter, stability, soften, copies)
         opt.zero_grad(); loss.backward(); opt.step(); sched.step()
         loss_sum += loss.item()
         if step % steps: continue
@@ -823,6 +827,9 @@ def train_classifier(
     stain_jitter:bool=False,
     # weight of saying the same of a tile and of a copy (`passed_on`) that was turned, blurred, compressed or has noise
     stability:float=0.,
+    # temperature at which both answers are compared: about 2 where it goes on from a classifier, which is sure of its
+    # tiles
+    soften:float=1.,
     # tiles [N, 3, size, size] to further copies to say the same of, e.g. `ex.reconstruct`: what it says of a model's
     # pictures holds for tiles then
     copies=None,
@@ -839,6 +846,7 @@ def train_classifier(
     """Train a classifier on the tiles to learn from, choose its epoch and temperature among those, measure it on the
     held-out ones. Raises `DataError` and `CheckpointError`."""
     if stability < 0: raise DataError(f'stability {stability}: expected a weight of 0 or more')
+    if soften <= 0: raise DataError(f'soften {soften}: expected a temperature above 0')
     if copies is not None and not stability: raise DataError('copies: they need a weight, stability, e.g. 8')
     if start is not None and list(start.classes) != list(store.classes):
         raise DataError(f"start: a classifier of {', '.join(start.classes)}; these tiles are of "
@@ -852,11 +860,11 @@ def train_classifier(
     with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(stream_seed(seed, 'classifier'))
         clf = _begun(store, arch, pretrained, size, start).to(device)
-        history = _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, stain_jitter, stability, copies,
-            callback)
+        history = _fit_epochs(clf, fit, tune, epochs, batch, lr, seed, patience, stain_jitter, stability, soften,
+            copies, callback)
     clf.temperature = fit_temperature(*predict(clf, tune))
     clf.report = _measured(clf, train, val, store, by, history=history, seconds=round(time.time() - begin, 1),
-        tuned_by=tuned_by, stain_jitter=stain_jitter, stability=stability, copies=copies is not None,
+        tuned_by=tuned_by, stain_jitter=stain_jitter, stability=stability, soften=soften, copies=copies is not None,
         pretrained=pretrained, started=start is not None, seed=seed, epochs=epochs, batch=batch, lr=lr)
     return clf.frozen()
 

@@ -196,6 +196,7 @@ def hx_classifier(
     # show every tile in changing stains and scales: a classifier that looks less at colour
     stain_jitter:store_true=False,
     stability:float=0.,     # weight of saying the same of a tile and of a blurred, compressed or noisy copy, e.g. 8
+    soften:float=1.,        # temperature at which both answers are compared; about 2 with --start
     reconstructed:str=None, # model: its reconstructions are such copies too
     start:str=None,         # classifier file to go on from
     seed:int=0,             # of everything random
@@ -208,7 +209,7 @@ def hx_classifier(
         if ex is not None and ex.size != store.size:
             raise HxError(f'--reconstructed {reconstructed}: a model of {ex.size} px, the tiles have {store.size}')
         clf = train_classifier(store, arch=arch, pretrained=not scratch, epochs=epochs, batch=batch, lr=lr,
-            patience=patience, seed=seed, stain_jitter=bool(stain_jitter), stability=stability,
+            patience=patience, seed=seed, stain_jitter=bool(stain_jitter), stability=stability, soften=soften,
             copies=None if ex is None else ex.reconstruct, start=None if start is None else Classifier.load(start),
             callback=lambda r: print(f"epoch {r['epoch']}: loss {r['loss']:.3f}, tuning tiles: NLL "
                 f"{r['tune_nll']:.3f}, accuracy {r['tune_accuracy']:.3f}"))

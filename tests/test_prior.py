@@ -167,8 +167,12 @@ def test_a_classifier_is_steadied_on_the_reconstructions_of_a_model(model, tiny,
     a, b = (Classifier.load(tmp_path/f'{k}.safetensors') for k in 'ab')
     assert a.report['copies'] and not b.report['copies']
     assert any(not torch.equal(u, v) for u, v in zip(a.model.state_dict().values(), b.model.state_dict().values()))
-    hx_classifier(str(tiny/'tiles.lmdb'), str(tmp_path/'c.safetensors'), start=str(tmp_path/'a.safetensors'), **kw)
-    assert Classifier.load(tmp_path/'c.safetensors').report['started']
+    go_on = dict(start=str(tmp_path/'a.safetensors'), **kw)
+    hx_classifier(str(tiny/'tiles.lmdb'), str(tmp_path/'c.safetensors'), soften=2., **go_on)
+    hx_classifier(str(tiny/'tiles.lmdb'), str(tmp_path/'e.safetensors'), **go_on)
+    c, e = (Classifier.load(tmp_path/f'{k}.safetensors') for k in 'ce')
+    assert c.report['started'] and (c.report['soften'], e.report['soften']) == (2, 1)
+    assert any(not torch.equal(u, v) for u, v in zip(c.model.state_dict().values(), e.model.state_dict().values()))
     with pytest.raises(SystemExit):
         hx_classifier(str(tiny/'tiles.lmdb'), str(tmp_path/'d.safetensors'), reconstructed='colon-64', **kw)
     assert 'a model of 64 px, the tiles have 16' in capsys.readouterr().err
