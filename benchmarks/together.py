@@ -171,7 +171,7 @@ def saved(path, net, meta=None):
 
 
 def keep(a, game):
-    "Write generator and classifier."
+    "Write generator and classifier, this with the temperature of before."
     saved(a.out/'generator.safetensors', game.avg)
     path = Path(a.model)/'classifier.safetensors'
     weights = load_tensors(path) | game.mean.model.state_dict()
