@@ -4,7 +4,7 @@ writes it to _docs.
 nbdev prepares the notebooks, smalldocs renders them. What is done here beside calling them: the order of the sidebar,
 links between rooms that stay in this copy of the site, formulas as MathML (so that the pages need no network), and a
 text for every picture that has none. Not through nbdev_proc_nbs, which without Quarto tries to install it."""
-import json, os, re, shutil, subprocess, sys
+import inspect, json, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 from bs4 import BeautifulSoup
@@ -33,6 +33,12 @@ def sidebar(nbs):
         + ''.join(f'      - section: {s}\n        contents:\n' +
             ''.join(entry(t, f'tutorials/{n}.ipynb') for n, t in pages.items()) for s, pages in PAGES.items())
         + parts)
+
+
+def readable_signature(sym, eval_str=True):
+    "Annotations that are not to be had stay text: older Pythons look up one that a widget's base class has not."
+    try: return inspect.signature(sym, eval_str=eval_str)
+    except NameError: return inspect.signature(sym)
 
 
 def whole_sentences(nb):
@@ -83,7 +89,9 @@ def finish(page, root, site, rooms):
 
 
 def build():
+    from fastcore import docments
     from nbdev.serve import proc_nbs
+    docments.signature = readable_signature
     cfg = ConfigParser(delimiters=['='])
     cfg.read('settings.ini', encoding='utf-8')
     cfg = cfg['DEFAULT']

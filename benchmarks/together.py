@@ -105,9 +105,9 @@ class Game:
         self.G.to(a.device), self.E.to(a.device)
         self.was, self.avg = (copy.deepcopy(self.G).requires_grad_(False) for _ in range(2))
         self.G.synthesis.requires_grad_(True); self.clf.model.requires_grad_(True); self.clf.eval()
-        self.T, self.dist = self.clf.temperature, perceptual('lpips').to(a.device)
+        self.dist = perceptual('lpips').to(a.device)
         plain = read('classifier_plain')
-        self.readers = Reader(self.mean, 1.5, self.T), Reader(plain, 5., 3 * plain.temperature)
+        self.readers = Reader(self.mean, 1.5, self.clf.temperature), Reader(plain, 5., 3 * plain.temperature)
         self.opts = (torch.optim.Adam(self.G.synthesis.parameters(), a.lr, betas=(0., .99)),
             torch.optim.AdamW(self.clf.model.parameters(), a.c_lr, betas=(.9, .99), weight_decay=.01))
 
