@@ -5,7 +5,8 @@
 #   bash benchmarks/gpu.sh OUT [SECONDS] [PACK]                      # there; OUT is filled as results come
 #
 # In this order, each under its own time limit: operator tests and their speed, the modulated convolution's forms, training speed, and then the model is trained on for all the time that is left;
-# its weights come in float16, in pieces of at most 16 MB. LEARN=prior trains the model's prior on in its place, LEARN=together generator, explained classifier and then the prior (`together.py`).
+# its weights come in float16, in pieces of at most 16 MB. LEARN=prior trains the model's prior on in its place, LEARN=together generator, explained classifier and then the prior (`together.py`),
+# LEARN=distil makes a translator from the prior's answers (`distil.py`).
 # SKIP="tests ops" leaves steps out. TINY=1 tries the whole script on a CPU in a minute or two.
 set -u
 out=$(realpath -m "${1:?where results go}"); seconds=${2:-540}; pack=$(realpath "${3:-pack}")
@@ -36,6 +37,12 @@ if [ "${LEARN:-}" = together ]; then
     more=""; [ -n "${TINY:-}" ] && more="--batch 8 --prior_batch 8"
     step together $(($(left) - 5)) "$py" benchmarks/together.py "$pack/model" "$pack/tiles.lmdb" "$out" --device $device $more \
         --seconds $(($(left) - 40))
+    cat "$out/steps.txt"; exit
+fi
+if [ "${LEARN:-}" = distil ]; then
+    more="--batch 256 --held 1024"; [ -n "${TINY:-}" ] && more="--batch 8 --held 8 --every 2"
+    step distil $(($(left) - 5)) "$py" benchmarks/distil.py "$pack/model" "$pack/tiles.lmdb" "$out" --device $device $more \
+        --pairs $((($(left) - 60) * 3 / 10)) --codes $((($(left) - 60) * 2 / 10)) --seconds $((($(left) - 60) / 2))
     cat "$out/steps.txt"; exit
 fi
 step training $(($(left) - 25)) "$py" - "$pack" "$out" $((seconds - SECONDS + begin - 40)) $device $train <<'PY'

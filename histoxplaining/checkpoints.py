@@ -188,7 +188,8 @@ def load_network(
     "Build a network of class `cls` from a weights file that carries its arguments."
     init = load_meta(path)
     if not {'size', 'w_dim'} & set(init): raise CheckpointError(f'{path}: does not say what network it belongs to')
-    net = cls(**init)
+    try: net = cls(**init)
+    except TypeError as e: raise CheckpointError(f'{path}: holds another kind of network ({e})') from None
     try: net.load_state_dict({k: v.float() for k, v in load_tensors(path).items()})
     except RuntimeError as e:
         raise CheckpointError(f'{path}: the weights do not fit the network they describe '

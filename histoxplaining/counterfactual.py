@@ -328,11 +328,11 @@ def _flows(explainer, ask):
     return prior is not None and prior.n_classes > 0 and ask.space != 's' and asked <= set(explainer.classes)
 
 def _order(explainer, method, ask):
-    """What to try, one after the other: names of methods, and what is asked of each. The translator asks for more
-    each time, and then the searches of before come. The flow of the prior, where there is no translator, tries other
-    noise if need be, and has the last word: what tissue does not answer, a whisper shall not."""
+    """What to try, one after the other: names of methods, and what is asked of each. The flow of the prior, where there
+    is one, tries other noise if need be, and has the last word: what tissue does not answer, a whisper shall not. The
+    translator asks for more each time, and then the searches of before come."""
     flows = [('flow', ask), ('flow', replace(ask, known=1, n=DRAWS, seed=ask.seed + 1))]
-    if method == 'flow' or method == 'auto' and explainer.translator is None and _flows(explainer, ask): return flows
+    if method == 'flow' or method == 'auto' and _flows(explainer, ask): return flows
     if method != 'auto': return [(method, ask)]
     first = []
     if explainer.translator is not None and ask.space != 's':
@@ -355,11 +355,11 @@ def _bands(edit):
 
 def _many_rays(explainer, method, code, ask):
     "(method, rays) for several answers."
+    if method == 'auto' and _flows(explainer, ask): return [('flow', methods()['flow'](explainer, code, ask))]
     if method == 'auto' and explainer.translator is not None and ask.space != 's':
         drawn = replace(ask, n=max(2 * ask.n, 4))
         return [('translate', methods()['translate'](explainer, code, a))
             for a in (drawn, replace(drawn, closeness=0., seed=ask.seed + 1))]
-    if method == 'auto' and _flows(explainer, ask): return [('flow', methods()['flow'](explainer, code, ask))]
     if method not in ('auto', 'direction', 'gradient'): return [(method, methods()[method](explainer, code, ask))]
     out, has_s = [], hasattr(getattr(explainer, 'G', None), 'styles')
     in_space = lambda s: replace(ask, space=s)
@@ -502,10 +502,12 @@ def _solve(job, cfs, method, frames, scan, say):
                 found.setdefault(i, []).extend(good[:1] if ask.n == 1 else good)
                 failed.setdefault(i, []).extend(f for f in tried if not f.hit)
         if ask.n == 1: left = [i for i in left if not found.get(i)]
+    # a translator was asked for more each time: its first answer is the one
+    as_asked = method == 'auto' and job.explainer.translator is not None and not _flows(job.explainer, ask)
     out = []
     for i, cf in enumerate(cfs):
-        good = found.get(i, []) if method == 'auto' and job.explainer.translator is not None else sorted(found.get(i,
-            []), key=lambda f: f.hit.size)
+        good = found.get(i, [])
+        if not as_asked: good = sorted(good, key=lambda f: f.hit.size)
         if not good and not failed.get(i):
             cf.reason = Reason('no method', why)
             out.append([cf])
@@ -573,7 +575,7 @@ def explain(
     *,
     seeds=None,              # instead of images: explain generated pictures
     p:float=.9,              # how sure the classifier should be of the target
-    # a key of `methods()`, or 'auto': the prior's flow where the model has one and no translator; else the translator
+    # a key of `methods()`, or 'auto': the prior's flow where the model has a prior; else the translator
     # if there is one, then direction and gradient, then with the layout
     method:str='auto',
     n:int=1,                 # alternatives per picture, as far as there are different ones

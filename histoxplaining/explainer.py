@@ -8,19 +8,19 @@ __all__ = ['MODELS', 'as_picture', 'as_pictures', 'as_batch', 'Code', 'Cache', '
 
 # %% ../nbs/26_explainer.ipynb #a94c1dae
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 import io, os, re, tempfile, warnings
 from fastcore.basics import patch
 from pathlib import Path
 from urllib.parse import urlparse
 import numpy as np, torch
-from histoxplaining.files import (CheckpointError, DataError, HxError, cache_root, fetch, load_tensors, save_tensors,
-    stream)
+from .files import (CheckpointError, DataError, HxError, cache_root, fetch, load_meta, load_tensors,
+    save_tensors, stream)
 from .images import from_uint8, read_image, resize, to_uint8
 from .sources import open_zip
 from .classifier import Classifier, calibrated
 from .translator import Translator
-from .prior import Prior
+from .prior import FlowTranslator, Prior
 from .composer import Composer
 from .checkpoints import PixelRange, RunDir, load_model, load_network, save_model
 from .tiles import TileStore
@@ -159,6 +159,24 @@ class Reference:
     logits:torch.Tensor      # [n, C] of the model's classifier on the tiles themselves
     labels:torch.Tensor      # [n]
     index:torch.Tensor|None=None # [n] which tiles of the store's training split they are
+
+    def tensors(self)->dict:
+        "As it is kept beside a model: floats in half precision, layout codes in 255 steps per channel."
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        out = {k: v.half() if v.is_floating_point() else v for k, v in kept.items() if v is not None}
+        if self.feat is not None:
+            out['feat_step'] = self.feat.abs().amax((0, 2, 3)).clamp_min(1e-6) / 127
+            out['feat'] = (self.feat / out['feat_step'][:, None, None]).round().to(torch.int8)
+        return out
+
+    @classmethod
+    def of(cls,
+        tensors:dict,        # of `tensors`; layout codes may also be floats
+    ):
+        t = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        step = t.pop('feat_step', None)
+        if step is not None: t['feat'] = t['feat'] * step[:, None, None]
+        return cls(t['w'], t.get('feat'), t['logits'], t['labels'], t.get('index'))
 
     @property
     def code(self):
@@ -299,12 +317,20 @@ class Explainer:
         G, E, clf, card = load_model(folder)
         ref = None
         if (folder/'reference.safetensors').exists():
-            t = {k: v.float() if v.is_floating_point() else v for k,
-                v in load_tensors(folder/'reference.safetensors').items()}
-            ref = Reference(t['w'], t.get('feat'), t['logits'], t['labels'], t.get('index'))
-        beside = (load_network(net, folder/f'{name}.safetensors') if (folder/f'{name}.safetensors').exists() else None
-            for net, name in ((Translator, 'translator'), (Prior, 'prior'), (Composer, 'composer')))
-        return cls(G, E, clf, card, ref, folder, device, *beside)
+            ref = Reference.of(load_tensors(folder/'reference.safetensors'))
+        def beside(name, net):
+            path = folder/f'{name}.safetensors'
+            return load_network(net, path) if path.exists() else None
+        prior = beside('prior', Prior)
+        made_of = (folder/'translator.safetensors').exists() and load_meta(folder/'translator.safetensors').get('of')
+        if not made_of: translator = beside('translator', Translator)
+        elif prior is not None and prior.digest() == made_of:
+            translator = beside('translator', partial(FlowTranslator, prior))
+        else:
+            translator = None
+            warnings.warn(f'{folder}: its translator is a change of another prior than the one beside it, and is left '
+                f'out; benchmarks/distil.py makes one', stacklevel=3)
+        return cls(G, E, clf, card, ref, folder, device, translator, prior, beside('composer', Composer))
 
     @classmethod
     def open(cls,
@@ -345,10 +371,7 @@ class Explainer:
 
     def save_reference(self):
         "Keep the reference sample beside the model it belongs to."
-        r = self.reference
-        kept = {f.name: getattr(r, f.name) for f in fields(r)}
-        save_tensors(self.folder/'reference.safetensors',
-            {k: v.half() if v.is_floating_point() else v for k, v in kept.items() if v is not None})
+        save_tensors(self.folder/'reference.safetensors', self.reference.tensors())
         return self
 
     @torch.no_grad()

@@ -284,8 +284,9 @@ class Explorer:
 
     def _controls(self, target, p, views):
         "What can be asked."
-        wide, moves = (lambda w: W.Layout(width=f'{w}px')), self.explainer.translator is not None
-        dials = moves or self.explainer.prior is not None              # whose answers lie as near as one likes
+        wide, flows = (lambda w: W.Layout(width=f'{w}px')), self.explainer.prior is not None
+        moves = self.explainer.translator is not None and not flows    # what is asked by default
+        dials = moves or flows                                         # answers lie as near as one likes
         self.kind = W.ToggleButtons(options=self._kinds(), style=W.ToggleButtonsStyle(button_width='104px'))
         self.index = W.BoundedIntText(0, min=0, max=self._last(), description='number', layout=wide(190))
         self.target = W.Dropdown(options=[('the next likely', 'next'),

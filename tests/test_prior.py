@@ -1,19 +1,21 @@
 """A prior over codes: trained like everything else, and what samples are made of where there is one."""
 import shutil
 from types import SimpleNamespace
-import pytest, torch
+import numpy as np, pytest, torch
+from histoxplaining.checkpoints import load_network
 from histoxplaining.classifier import Classifier
 from histoxplaining.cli import _with_layouts, hx_classifier, hx_prior
 from histoxplaining.counterfactual import _many_rays, _order, explain
 from histoxplaining.explainer import Explainer
 from histoxplaining.features import generated
-from histoxplaining.files import CheckpointError, HxError
+from histoxplaining.files import CheckpointError, HxError, load_meta, load_tensors, save_tensors
 from histoxplaining.latents import NoDirection
 from histoxplaining.layers import multiplies_bfloat16, reduced
-from histoxplaining.methods import DEPTHS, GUIDANCE, STEPS, Ask, flow
-from histoxplaining.prior import Prior
+from histoxplaining.methods import DEPTHS, GUIDANCE, STEPS, Ask, flow, moved, translate
+from histoxplaining.prior import FlowTranslator, Prior
 from histoxplaining.training import TrainConfig, train
 from histoxplaining.training_step import Remembered
+from histoxplaining.translator import Translator
 
 SIZES = dict(channel_base=256, channel_max=16, feat_channels=4, map_layers=1)
 
@@ -182,11 +184,32 @@ def test_a_classifier_is_steadied_on_the_reconstructions_of_a_model(model, tiny,
 def test_the_packaged_model_of_five_classes_draws_and_answers_by_flow():
     ex = Explainer.from_pretrained()
     assert ex.card['name'] == 'colon-128' and sum(f.stat().st_size for f in ex.folder.iterdir()) < 30e6
-    assert (ex.size, len(ex.classes), ex.translator) == (128, 5, None)
+    assert (ex.size, len(ex.classes)) == (128, 5)
     drawn = ex.sample(range(4), 'healthy')
     p = ex.probabilities(ex.render(drawn)).numpy()
     assert (p.argmax(1) == ex.class_index('healthy')).sum() >= 3
     assert not (drawn.feat[:, None] == ex.reference.feat).flatten(2).all(2).any()      # no layout is borrowed
-    asked = [c for c in explain(ex, seeds=range(5), target='healthy', method='flow') if c.source != 'healthy']
+    asked = [c for c in explain(ex, seeds=range(5), target='healthy') if c.source != 'healthy']
+    assert {c.method for c in asked} == {'flow'}                       # its translator is there to be asked by name
     assert len(asked) >= 3 and sum(c.success and c.p >= .9 for c in asked) >= len(asked) - 1
     assert all(c.area > .02 for c in asked if c.success)                               # to be seen, not whispered
+
+
+def test_a_change_of_the_prior_is_asked_like_a_translator_and_belongs_to_its_prior(tmp_path):
+    ex = Explainer.from_pretrained('colon-128')
+    assert isinstance(ex.translator, FlowTranslator)
+    code = ex.sample(range(6), 'healthy')
+    near, far = (translate(ex, code, Ask(0, 4, closeness=c))[0] for c in (1., 0.))
+    assert near.w.abs().max() == far.w.abs().max() == 0 and (near.whole < far.whole).mean() > .5
+    odds = [Ask(0, 4).odds(ex, moved(ex, code, far, t)).mean() for t in (0 * far.whole, far.whole)]
+    assert odds[1] > odds[0] + 1
+    given = Explainer.load(ex.export(tmp_path/'given', n=8))
+    sizes = [translate(e, code, Ask(0, 4))[0].whole for e in (ex, given)]
+    np.testing.assert_allclose(*sizes, rtol=.01)
+    with pytest.raises(CheckpointError, match='another kind of network'):
+        load_network(Translator, ex.folder/'translator.safetensors')
+    prior = tmp_path/'given'/'prior.safetensors'
+    weights = load_tensors(prior)
+    save_tensors(prior, weights | {'out.bias': weights['out.bias'] + 1}, load_meta(prior))
+    with pytest.warns(UserWarning, match='a change of another prior'): other = Explainer.load(tmp_path/'given')
+    assert other.translator is None and other.prior is not None
