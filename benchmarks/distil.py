@@ -25,8 +25,6 @@ from histoxplaining.prior import FlowTranslator, Prior
 from histoxplaining.translator import NOISE, Asked
 from together import codes, falling, loaded, moved, saved
 
-NOISES = 'answers'   # name of the stream of fields that the numbers of an answer are weights of
-
 
 class Model:
     "Networks that do not learn."
@@ -39,7 +37,9 @@ class Model:
         example = torch.zeros(1, 3, size, size, device=a.device)
         self.clf.model = fold_norms(self.clf.model, example).requires_grad_(False)
         self.eye = torch.eye(self.prior.n_classes, device=a.device)
-        self.fields = torch.randn(NOISE, *self.prior.feat_shape, generator=stream(0, NOISES)).to(a.device) / NOISE**.5
+        # other noise for the flow is a mixture of these, with the numbers that tell one answer from another
+        self.fields = torch.randn(NOISE, *self.prior.feat_shape, generator=stream(0, 'answers')).to(a.device)
+        self.fields /= NOISE**.5
 
     def render(self, w, feat): return self.G.synthesis(w, feat, noise_mode='none').clamp(-1, 1)
 
