@@ -1,4 +1,4 @@
-"""A translator that does in one step what a model's prior does in sixty passes: `flow` (room `methods`) answers tiles,
+"""A translator that does in one step what a model's prior does in fifty passes: `flow` (room `methods`) answers tiles,
 and a change of low rank of the prior's own weights (`FlowTranslator`) learns to go where it went.
 
     python benchmarks/distil.py MODEL STORE OUT [--pairs 900] [--codes 600] [--seconds 1800]

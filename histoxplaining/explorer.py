@@ -284,8 +284,9 @@ class Explorer:
 
     def _controls(self, target, p, views):
         "What can be asked."
-        wide, flows = (lambda w: W.Layout(width=f'{w}px')), self.explainer.prior is not None
-        moves = self.explainer.translator is not None and not flows    # what is asked by default
+        wide, prior = (lambda w: W.Layout(width=f'{w}px')), self.explainer.prior
+        flows = prior is not None and prior.n_classes > 0              # then that is asked by default
+        moves = self.explainer.translator is not None and not flows
         dials = moves or flows                                         # answers lie as near as one likes
         self.kind = W.ToggleButtons(options=self._kinds(), style=W.ToggleButtonsStyle(button_width='104px'))
         self.index = W.BoundedIntText(0, min=0, max=self._last(), description='number', layout=wide(190))

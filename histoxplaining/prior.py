@@ -237,10 +237,10 @@ class FlowTranslator(nn.Module):
     ):
         super().__init__()
         if not prior.n_classes: raise HxError('a prior that knows no classes cannot be asked for one')
-        if of not in (None, prior.digest()):
-            raise HxError(f'a change of another prior ({of}) than the one that lies there ({prior.digest()})')
-        self.of, self.n_classes = [prior], prior.n_classes
-        self.init = dict(w_dim=w_dim, rank=rank, of=prior.digest())
+        mine = prior.digest()
+        if of not in (None, mine):
+            raise HxError(f'a change of another prior ({of}) than the one that lies there ({mine})')
+        self.of, self.n_classes, self.init = [prior], prior.n_classes, dict(w_dim=w_dim, rank=rank, of=mine)
         self.names = {k.replace('.', '_'): k for k, _ in prior.named_parameters() if not k.startswith('style.')}
         weights = {k: prior.get_parameter(name) for k, name in self.names.items()}
         wide = {k: v for k, v in weights.items() if v.ndim > 1 and k != 'place'}
